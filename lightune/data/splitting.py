@@ -1,0 +1,164 @@
+"""`split`: train, dev and test parts, stratified, reproducible, with the same text never on two sides."""
+
+from __future__ import annotations
+
+import bisect
+import random
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from lightune.data.examples import Examples, fingerprint, labels_of
+from lightune.errors import InputError
+
+BINS = 10  # quantiles of the target that each part of a regression holds in the same shares
+Groups = list[list[int]]  # positions of the examples that have the same text
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The labelled examples in parts (dev and test are None where none were asked for), the unlabelled ones apart, and what to tell."""
+
+    train: Examples
+    dev: Examples | None
+    test: Examples | None
+    unlabelled: Examples
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> dict[str, Examples]:
+        """The parts that are there, in order."""
+        return {name: part for name, part in (("train", self.train), ("dev", self.dev), ("test", self.test)) if part is not None}
+
+
+def split(examples: Examples, *, dev: Examples | float | None = 0.1, test: Examples | float | None = 0.1, seed: int = 0) -> Splits:
+    """Divide labelled examples into train, dev and test.
+
+    dev, test: a share of the rows, examples that are given, or None (or 0) for no such part.
+    Each part holds each label in nearly the same share (to regress: each tenth of the values; multilabel: by a row's rarest label), and
+    every label stays in train. Rows with the same text and pair, but for case, blanks and Unicode form, stay together. The same seed
+    gives the same parts. Unlabelled rows are set apart and counted.
+
+    Raises:
+        InputError: shares that leave no train rows, or fewer different texts than parts.
+    """
+    shares = {name: share for name, share in (("dev", dev), ("test", test)) if isinstance(share, (int, float)) and share}
+    _check_shares(shares)
+    labelled = [index for index, example in enumerate(examples) if example.target is not None]
+    unlabelled = sorted(set(range(len(examples))) - set(labelled))
+    groups = _groups(examples, labelled)
+    if len(groups) <= len(shares):
+        raise InputError(
+            f"{examples.source} has {len(groups)} different labelled texts, too few for {len(shares) + 1} parts. Give more rows."
+        )
+    chosen = _allocate(_strata(examples, groups), shares, random.Random(seed))
+    held = {index for indices in chosen.values() for index in indices}
+    cut = {name: examples.take(sorted(indices)) for name, indices in chosen.items()}
+    given = {name: _labelled(part) for name, part in (("dev", dev), ("test", test)) if isinstance(part, Examples)}
+    found = {"train": examples.take([index for index in labelled if index not in held]), **cut, **given}
+    facts = _facts(found, shares, seed, len(labelled) - len(groups), len(unlabelled))
+    return Splits(found["train"], found.get("dev"), found.get("test"), examples.take(unlabelled), facts)
+
+
+def _check_shares(shares: dict[str, float]) -> None:
+    wrong = [f"{name} is {share!r}, expected a share between 0 and 1" for name, share in shares.items() if not 0 < share < 1]
+    if not wrong and sum(shares.values()) >= 1:
+        wrong = [f"dev and test together are {sum(shares.values()):g} of the rows, expected less than 1, so that rows are left to train on"]
+    if wrong:
+        raise InputError("; ".join(wrong) + ".")
+
+
+def _labelled(part: Examples) -> Examples:
+    indices = [index for index, example in enumerate(part) if example.target is not None]
+    return part if len(indices) == len(part) else part.take(indices)
+
+
+def _groups(examples: Examples, labelled: Iterable[int]) -> Groups:
+    groups: dict[bytes, list[int]] = {}
+    for index in labelled:
+        groups.setdefault(fingerprint(examples[index]), []).append(index)
+    return list(groups.values())
+
+
+def _strata(examples: Examples, groups: Groups) -> dict[Any, Groups]:
+    """The groups by what must be spread evenly: their label, their rarest label, or the tenth in which their value lies."""
+    strata: dict[Any, Groups] = {}
+    if examples.columns.task == "regress":
+        values = [fmean(examples[index].target for index in group) for group in groups]
+        ordered = sorted(values)
+        edges = [ordered[len(ordered) * bin // BINS] for bin in range(1, BINS)]
+        for group, value in zip(groups, values, strict=True):
+            strata.setdefault(bisect.bisect_right(edges, value), []).append(group)
+        return strata
+    counts = Counter(label for group in groups for label in labels_of(examples[group[0]]))
+    for group in groups:
+        labels = labels_of(examples[group[0]])
+        strata.setdefault(min(labels, key=lambda label: (counts[label], label), default=""), []).append(group)
+    return strata
+
+
+def _allocate(strata: dict[Any, Groups], shares: dict[str, float], chance: random.Random) -> dict[str, list[int]]:
+    """Take each part's share out of each stratum; what a stratum rounds off is owed to the next, so that the totals hold."""
+    chosen: dict[str, list[int]] = {name: [] for name in shares}
+    owed = dict.fromkeys(shares, 0.0)
+    for stratum in sorted(strata):
+        groups = strata[stratum]
+        chance.shuffle(groups)
+        rows = sum(map(len, groups))
+        for name, share in shares.items():
+            quota = share * rows + owed[name]
+            taken = _take(groups, quota)
+            chosen[name] += taken
+            owed[name] = min(max(quota - len(taken), -0.5), 1.0)
+    for indices in chosen.values():
+        if not indices:
+            indices += max(strata.values(), key=len).pop()
+    return chosen
+
+
+def _take(groups: Groups, quota: float) -> list[int]:
+    """Remove groups until the quota of rows is met as nearly as whole groups allow; one group always stays."""
+    taken: list[int] = []
+    kept: Groups = []
+    for index, group in enumerate(groups):
+        stays = index == len(groups) - 1 and not kept
+        if stays or len(taken) + len(group) / 2 > quota:
+            kept.append(group)
+        else:
+            taken += group
+    groups[:] = kept
+    return taken
+
+
+def _facts(found: dict[str, Examples], shares: dict[str, float], seed: int, repeated: int, unlabelled: int) -> dict[str, Any]:
+    rows = {name: len(part) for name, part in found.items()}
+    told = ["Parts: " + ", ".join(f"{name} {count:,} rows" for name, count in rows.items()) + (f" (seed {seed})." if shares else ".")]
+    if repeated and shares:
+        told.append(f"{repeated:,} rows repeat another row's text and were kept on its side.")
+    if unlabelled:
+        told.append(f"{unlabelled:,} rows without a label were set apart.")
+    warnings = _rare(found) if found["train"].columns.task != "regress" else []
+    return {
+        "seed": seed,
+        "shares": shares,
+        "rows": rows,
+        "repeated": repeated,
+        "unlabelled": unlabelled,
+        "told": told,
+        "warnings": warnings,
+    }
+
+
+def _rare(found: dict[str, Examples]) -> list[str]:
+    """A sentence for every part that lacks labels which another part has."""
+    counts = {name: Counter(label for example in part for label in labels_of(example)) for name, part in found.items()}
+    total = sum(counts.values(), Counter())
+    sentences = []
+    for name, own in counts.items():
+        lacking = sorted((label for label in total if label not in own), key=lambda label: (total[label], label))
+        if lacking:
+            shown = ", ".join(f"{label!r} ({total[label]} rows)" for label in lacking[:5]) + (", ..." if len(lacking) > 5 else "")
+            sentences.append(f"{len(lacking)} labels are too rare to be in {name}: {shown}.")
+    return sentences

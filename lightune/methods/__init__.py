@@ -1,0 +1,39 @@
+"""How weights are adapted. A method is one file with one class, named in METHODS; flags, docs and contract tests follow from the table.
+
+The contract of a method class (a frozen dataclass of options):
+
+    rate                        its own default learning rate
+    apply(backbone) -> backbone the backbone arrives frozen: add parts or unfreeze; the same options always give the same structure
+    merge(backbone) -> backbone only where the change can be folded into the weights exactly
+    lowest(backbone) -> int     optional: nothing below this block is trained
+
+The task's head is always trained, whatever the method.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from lightune.errors import unknown
+from lightune.options import build, parse_spec
+
+METHODS: dict[str, str] = {"full": "Full", "head": "Head", "freeze": "Freeze", "bitfit": "BitFit", "lora": "LoRA"}
+
+
+def find_method(name: str) -> Any:
+    """The class of a method by its name."""
+    if name not in METHODS:
+        raise unknown("method", name, METHODS)
+    return getattr(importlib.import_module(f"lightune.methods.{name}"), METHODS[name])
+
+
+def make_method(spec: str) -> Any:
+    """A method from its spec, such as ``lora:rank=16``."""
+    name, values = parse_spec(spec)
+    return build(find_method(name), values, f"the method {name}")
+
+
+def method_name(method: Any) -> str:
+    """The name under which a method stands in the table."""
+    return next(name for name, title in METHODS.items() if title == type(method).__name__)

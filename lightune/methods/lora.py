@@ -1,0 +1,98 @@
+"""LoRA: a trained product of two thin matrices beside every frozen weight matrix (Hu et al. 2022, equation 3)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from lightune import architectures
+from lightune.errors import InputError, nearest
+from lightune.kernels import Dropout
+from lightune.options import check, option
+
+
+class LowRank(nn.Module):
+    """base(x) + scale · up(down(drop(x))), x [..., n], down [r, n], up [m, r]; up starts at zero, so the model starts unchanged."""
+
+    own_dropout = True  # the dropout inside the base is set apart from the method's
+
+    def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float) -> None:
+        super().__init__()
+        rows, columns = base.weight.shape if isinstance(base, nn.Linear) else base.weight.shape[::-1]  # type: ignore[union-attr, misc]
+        self.base = base
+        self.scale = scale
+        self.drop = Dropout(dropout)
+        self.down = nn.Parameter(torch.empty(rank, columns))
+        self.up = nn.Parameter(torch.zeros(rows, rank))
+        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., n] → [..., m]."""
+        thin = nn.functional.linear(self.drop(x), self.down)
+        return self.base(x) + nn.functional.linear(thin, self.up) * self.scale
+
+    def fold(self) -> nn.Module:
+        """The base layer with the product added to its weight."""
+        change = (self.up.double() @ self.down.double() * self.scale).to(self.base.weight.dtype)  # type: ignore[union-attr, operator]
+        with torch.no_grad():
+            self.base.weight += change if isinstance(self.base, nn.Linear) else change.T  # type: ignore[operator]
+        return self.base
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank changes of the weight matrices inside the blocks."""
+
+    rank: int = option(8, "inner dimension of the change", low=1)
+    alpha: float = option(16.0, "scale of the change: alpha / rank, or alpha / √rank with rslora", above=0)
+    dropout: float = option(0.0, "dropout before the change", low=0.0, high=0.9)
+    targets: tuple[str, ...] = option((), "ends of the names of the layers to change, as in query+value; all linear layers by default")
+    rslora: bool = option(False, "rank-stabilised scale (Kalajdzievski 2023)")
+    rate: ClassVar[float] = 1e-3
+
+    def __post_init__(self) -> None:
+        if isinstance(self.targets, str):
+            object.__setattr__(self, "targets", (self.targets,))
+        check(self)
+
+    def apply(self, backbone: nn.Module) -> nn.Module:
+        """Wrap every target layer in a LowRank.
+
+        Raises:
+            InputError: a target that no layer's name ends with.
+        """
+        scale = self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+        found = {id(layer): (name, layer) for block in architectures.blocks(backbone) for name, layer in architectures.linears(block)}
+        missing = [target for target in self.targets if not any(matches(name, target) for name, _ in found.values())]
+        if missing:
+            known = sorted({name.rsplit(".", 1)[-1] for name, _ in found.values()})
+            hint = nearest(missing[0], known)
+            raise InputError(f"lora:targets {', '.join(missing)} match no layer of {type(backbone).__name__}. Known: {', '.join(known)}.{hint}")
+        chosen = {key for key, (name, _) in found.items() if not self.targets or any(matches(name, target) for target in self.targets)}
+        exchange(backbone, lambda layer: LowRank(layer, self.rank, scale, self.dropout) if id(layer) in chosen else layer)
+        return backbone
+
+    def merge(self, backbone: nn.Module) -> nn.Module:
+        """Fold every product into its weight, exactly up to rounding."""
+        exchange(backbone, lambda layer: layer.fold() if isinstance(layer, LowRank) else layer)
+        return backbone
+
+
+def matches(name: str, target: str) -> bool:
+    """Whether the last parts of a dotted layer name are `target`."""
+    return name == target or name.endswith(f".{target}")
+
+
+def exchange(module: nn.Module, replace: object) -> None:
+    """Put `replace(layer)` in the place of every LowRank, Linear and Conv1D below `module`; a layer used twice is replaced once."""
+    for parent in list(module.modules()):
+        if isinstance(parent, LowRank):
+            continue
+        for name, child in list(parent.named_children()):
+            if isinstance(child, (LowRank, nn.Linear, Conv1D)):
+                setattr(parent, name, replace(child))  # type: ignore[operator]

@@ -1,0 +1,123 @@
+"""Scores of answers: thin calls of scikit-learn and SciPy, and the bootstrap interval of any of them.
+
+Every function takes arrays over the same n examples and gives a dict of floats; higher is better unless the name is `mse` or `mae`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from lightune.errors import MissingExtra
+
+LOWER_IS_BETTER = frozenset({"loss", "mse", "mae", "ece", "hamming_loss"})
+
+Metrics = dict[str, float]
+
+
+def _sklearn() -> Any:
+    try:
+        import sklearn.metrics
+    except ImportError:
+        raise MissingExtra("evaluating", "scikit-learn", "metrics") from None
+    return sklearn.metrics
+
+
+def single_label(gold: np.ndarray, chances: np.ndarray, answers: np.ndarray) -> Metrics:
+    """Accuracy, macro and weighted precision, recall and F1, MCC, and where every label occurs AUROC and average precision.
+
+    gold, answers: int [n], columns of chances. chances: [n, k] probabilities.
+    """
+    sk = _sklearn()
+    scores = {"accuracy": float((gold == answers).mean())}
+    for average in ("macro", "weighted"):
+        values = sk.precision_recall_fscore_support(gold, answers, average=average, zero_division=0)[:3]
+        scores |= {f"{average}_{name}": float(value) for name, value in zip(("precision", "recall", "f1"), values, strict=True)}
+    scores["mcc"] = float(sk.matthews_corrcoef(gold, answers))
+    present = np.unique(gold)
+    if len(present) == chances.shape[1] == 2:
+        scores["auroc"] = float(sk.roc_auc_score(gold, chances[:, 1]))
+        scores["average_precision"] = float(sk.average_precision_score(gold, chances[:, 1]))
+    elif len(present) == chances.shape[1]:
+        scores["auroc"] = float(sk.roc_auc_score(gold, chances, multi_class="ovr"))
+    return scores
+
+
+def many_labels(gold: np.ndarray, chances: np.ndarray, holds: np.ndarray) -> Metrics:
+    """Micro, macro and weighted precision, recall and F1, exact match, Hamming loss, and macro AUROC and average precision.
+
+    gold, holds: bool [n, k]. chances: [n, k]. AUROC and average precision are means over the labels that occur and are not always there.
+    """
+    sk = _sklearn()
+    scores: Metrics = {}
+    for average in ("micro", "macro", "weighted"):
+        values = sk.precision_recall_fscore_support(gold, holds, average=average, zero_division=0)[:3]
+        scores |= {f"{average}_{name}": float(value) for name, value in zip(("precision", "recall", "f1"), values, strict=True)}
+    scores["exact_match"] = float((gold == holds).all(axis=1).mean())
+    scores["hamming_loss"] = float((gold != holds).mean())
+    both = [k for k in range(gold.shape[1]) if 0 < gold[:, k].sum() < len(gold)]
+    if both:
+        scores["auroc"] = float(np.mean([sk.roc_auc_score(gold[:, k], chances[:, k]) for k in both]))
+        scores["average_precision"] = float(np.mean([sk.average_precision_score(gold[:, k], chances[:, k]) for k in both]))
+    return scores
+
+
+def numbers(gold: np.ndarray, values: np.ndarray) -> Metrics:
+    """Pearson, Spearman, mean squared and absolute error of float [n] against float [n]; a constant side correlates by 0."""
+    try:
+        from scipy import stats
+    except ImportError:
+        raise MissingExtra("evaluating a regression", "scipy", "metrics") from None
+    errors = values - gold
+    scores = {"mse": float((errors**2).mean()), "mae": float(np.abs(errors).mean())}
+    varied = len(gold) > 1 and np.ptp(gold) > 0 and np.ptp(values) > 0
+    pearson, spearman = (stats.pearsonr(gold, values)[0], stats.spearmanr(gold, values)[0]) if varied else (0.0, 0.0)
+    return {"spearman": float(spearman), "pearson": float(pearson), **scores}
+
+
+def by_label(gold: np.ndarray, answers: np.ndarray, labels: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Precision, recall, F1 and support of every label; int [n] columns, or bool [n, k] for several labels."""
+    which = {"labels": range(len(labels))} if gold.ndim == 1 else {}
+    table = _sklearn().precision_recall_fscore_support(gold, answers, average=None, zero_division=0, **which)
+    return [
+        {"label": label, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
+        for label, p, r, f, s in zip(labels, *table, strict=True)
+    ]
+
+
+def confusion(gold: np.ndarray, answers: np.ndarray, count: int) -> np.ndarray:
+    """Int [count, count]: rows are the true labels, columns the answers."""
+    return np.bincount(gold * count + answers, minlength=count * count).reshape(count, count)
+
+
+def calibration(chance: np.ndarray, correct: np.ndarray, bins: int = 10) -> tuple[float, list[dict[str, float]]]:
+    """Expected calibration error (Guo et al. 2017, equation 3) of the chosen answers' probabilities, and its bins."""
+    place = np.minimum((chance * bins).astype(int), bins - 1)
+    table = []
+    for number in range(bins):
+        inside = place == number
+        if inside.any():
+            row = {"low": number / bins, "high": (number + 1) / bins, "count": int(inside.sum())}
+            table.append({**row, "confidence": float(chance[inside].mean()), "accuracy": float(correct[inside].mean())})
+    error = sum(row["count"] * abs(row["confidence"] - row["accuracy"]) for row in table) / max(len(chance), 1)
+    return float(error), table
+
+
+def bootstrap(score: Callable[[np.ndarray], Mapping[str, float]], count: int, *, resamples: int = 300, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """The 95 % percentile interval of every metric over resampled examples (Efron 1979).
+
+    score: maps int [count] row numbers, drawn with replacement, to metrics.
+    """
+    if resamples < 1 or count < 2:
+        return {}
+    draw = np.random.default_rng(seed)
+    seen: dict[str, list[float]] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a resample may lack a label: scikit-learn warns about each
+        for _ in range(resamples):
+            for name, value in score(draw.integers(0, count, count)).items():
+                seen.setdefault(name, []).append(value)
+    return {name: (float(np.nanquantile(values, 0.025)), float(np.nanquantile(values, 0.975))) for name, values in seen.items()}

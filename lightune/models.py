@@ -1,0 +1,336 @@
+"""A model: its base, the ordered list of changes, and the tensors that differ.
+
+Loading replays the changes on the base and then fills the tensors strictly, so every method saves, loads and merges the same way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from lightune import __version__, architectures, kernels, sources
+from lightune.errors import InputError, IntegrityError
+from lightune.methods import find_method, method_name
+from lightune.networks import Network, tensors
+from lightune.options import as_dict, build, format_spec
+from lightune.runtime.answers import Answers
+from lightune.runtime.tokenization import Encoder, batches, texts_and_pairs
+from lightune.tasks import task_for
+
+FORMAT = 1
+BATCH = 64  # most rows of one prediction pass
+
+
+@dataclass(frozen=True)
+class Base:
+    """Which pretrained weights a model started from: its name, pinned revision, weights' sha256 and configuration."""
+
+    name: str
+    revision: str | None
+    sha256: str
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Merged:
+    """Stands in the list of changes for those that were folded into the base's weights; the names of these are kept."""
+
+    was: tuple[str, ...]
+
+
+class Model:
+    """A network with its task, encoder, base and changes.
+
+    Attributes:
+        network: the module that gives logits.
+        task: one of the classes of `lightune.tasks`, with its labels and calibration.
+        encoder: texts to token ids.
+        changes: the methods applied so far, in order; a `Merged` first where some were folded in.
+    """
+
+    def __init__(self, network: Network, task: Any, encoder: Encoder, base: Base, changes: Sequence[Any]) -> None:
+        self.network = network
+        self.task = task
+        self.encoder = encoder
+        self.base = base
+        self.changes = tuple(changes)
+        self.truncated_tokens = 0  # cut from too long texts since it was made
+
+    @property
+    def answers(self) -> Answers:
+        """How the logits become answers."""
+        return self.task.answers
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return self.network.head.weight.device
+
+    def logits(self, examples: Sequence[Any]) -> np.ndarray:
+        """Float32 [n, k] for examples, texts or (text, pair) tuples, in their order."""
+        encoded = self.encoder.encode(*texts_and_pairs(examples))
+        self.truncated_tokens += encoded.truncated_tokens
+        found = np.zeros((len(encoded), self.answers.outputs), dtype=np.float32)
+        was_training = self.network.training
+        self.network.eval()
+        with torch.inference_mode():
+            for chosen in batches([len(ids) for ids in encoded.ids], BATCH):
+                batch = tensors(self.encoder.pad(encoded, chosen), self.device)
+                found[chosen] = self.network(**batch).cpu().numpy()
+        self.network.train(was_training)
+        return found
+
+    def predict(self, texts: Sequence[Any]) -> list[dict[str, Any]]:
+        """One JSON-ready answer for each text or (text, pair) tuple: see `Answers.explain`."""
+        return self.answers.explain(self.logits(texts))
+
+    def predict_proba(self, texts: Sequence[Any]) -> np.ndarray:
+        """Calibrated probabilities [n, k] (values for regress)."""
+        return self.answers.probabilities(self.logits(texts))
+
+    def trainable(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters that training changes, by name."""
+        return {name: item for name, item in self.network.named_parameters() if item.requires_grad}
+
+    def apply(self, method: Any) -> Model:
+        """Freeze what is there, apply one more method, and leave the head trainable. Returns self."""
+        self.network.backbone.requires_grad_(False)
+        self.network.backbone = method.apply(self.network.backbone)
+        self.network.head.requires_grad_(True)
+        self.changes = (*self.changes, method)
+        return self
+
+    def merge(self) -> Model:
+        """Fold every change into the weights where that is exact. Returns self; answers stay equal up to rounding.
+
+        Raises:
+            InputError: a change that cannot be folded.
+        """
+        live = [change for change in self.changes if not isinstance(change, Merged)]
+        for change in reversed(live):
+            if hasattr(change, "merge"):
+                self.network.backbone = change.merge(self.network.backbone)
+        was = [name for change in self.changes if isinstance(change, Merged) for name in change.was]
+        self.changes = (Merged((*was, *(format_spec(method_name(change), change) for change in live))),)
+        self.network.requires_grad_(True)
+        return self
+
+    def save(self, folder: str | Path) -> Path:
+        """Write model.json, weights.safetensors (the tensors that differ) and tokenizer.json into a folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        stored = {name: value.detach().contiguous().cpu() for name, value in self._differing().items()}
+        weights = folder / "weights.safetensors"
+        save_file(stored, weights, metadata={"format": "pt"})
+        os.chmod(weights, 0o666 & ~_umask())  # safetensors writes files that only their owner can read
+        self.encoder.save(folder / "tokenizer.json")
+        facts = {
+            "format": FORMAT, "lightune": __version__, "base": dataclasses.asdict(self.base), "answers": self.answers.to_dict(),
+            "tokenizer": self.encoder.to_dict(), "pooling": self.network.pooling, "head_dropout": self.network.dropout.p,
+            "changes": [_describe_change(change) for change in self.changes], "self_contained": self._self_contained(),
+            "sha256": _sha256(weights),
+        }  # fmt: skip
+        (folder / "model.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False), encoding="utf-8")
+        return folder
+
+    def _self_contained(self) -> bool:
+        return all(item.requires_grad for item in self.network.parameters())
+
+    def _differing(self) -> dict[str, torch.Tensor]:
+        """What `weights.safetensors` holds: the whole state where everything is trained, else the trained parameters; shared ones once."""
+        if not self._self_contained():
+            return dict(self.trainable())
+        state, seen = {}, set()
+        for name, value in self.network.state_dict().items():
+            if value.data_ptr() not in seen or value.numel() == 0:
+                state[name] = value
+                seen.add(value.data_ptr())
+        return state
+
+
+def start(source: sources.Source, task: Any, *, max_length: int, pooling: str = "auto", seed: int = 0) -> Model:
+    """A new model on pretrained weights, with a fresh head drawn from the seed; nothing is adapted yet.
+
+    Raises:
+        InputError: the source holds no model or tokenizer that transformers can read without remote code.
+    """
+    backbone = load_backbone(source)
+    tokenizer, pad_id = _tokenizer(source)
+    inputs = tuple(name for name in ("input_ids", "attention_mask", "token_type_ids") if _takes(backbone, name))
+    if (limit := architectures.longest_input(backbone.config)) and max_length > limit:
+        raise InputError(f"max-length is {max_length}, but {source.name} takes at most {limit} tokens. Give max-length {limit} or less.")
+    encoder = Encoder(tokenizer, max_length, pad_id, inputs)
+    chosen = pooling if pooling != "auto" else "last" if architectures.is_decoder(backbone) else "mean"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = Network(backbone, task.answers.outputs, chosen, inputs)
+    base = Base(source.name, source.revision, source.sha256, _config_dict(backbone.config))
+    return Model(network, task, encoder, base, ())
+
+
+def load(folder: str | Path) -> Model:
+    """A saved model; its base is looked up again where only the differing tensors were saved.
+
+    Raises:
+        InputError: the folder is no model, or the base's weights are no longer those it was trained on.
+        IntegrityError: a file is missing, truncated, changed, or from another format.
+    """
+    folder = Path(folder)
+    facts = _read_facts(folder)
+    weights = folder / "weights.safetensors"
+    try:
+        stored = load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise IntegrityError(f"{weights} cannot be read ({error}). Copy the whole folder again.") from None
+    if _sha256(weights) != facts["sha256"]:
+        raise IntegrityError(f"{weights} is not the file that was saved: its sha256 differs. Copy the whole folder again.")
+    base = Base(**facts["base"])
+    backbone = _quietly(lambda: _bare(base.config)) if facts["self_contained"] else _same_base(base)
+    encoder = Encoder.from_file(folder / "tokenizer.json", **facts["tokenizer"])
+    answers = Answers.from_dict(facts["answers"])
+    network = Network(backbone, answers.outputs, facts["pooling"], encoder.inputs)
+    network.dropout.p = facts["head_dropout"]
+    model = Model(network, task_for(answers), encoder, base, ())
+    for change in facts["changes"]:
+        if "merged" in change:
+            model.changes = (Merged(tuple(change["merged"])),)
+            network.requires_grad_(True)
+        else:
+            model.apply(build(find_method(change["name"]), change["options"], change["name"]))
+    _fill(model, stored, weights)
+    network.eval()
+    return model
+
+
+def _fill(model: Model, stored: dict[str, torch.Tensor], path: Path) -> None:
+    """Copy the saved tensors into the network; every expected name must be there, with its shape, and no other."""
+    expected = model._differing()
+    wrong = sorted(set(expected) ^ set(stored)) or [name for name in stored if stored[name].shape != expected[name].shape]
+    if wrong:
+        raise IntegrityError(f"{path} does not fit the model's description: {', '.join(wrong[:3])} ({len(wrong)} tensors). Save the model again.")
+    with torch.no_grad():
+        for name, value in expected.items():
+            value.copy_(stored[name])
+
+
+def _read_facts(folder: Path) -> dict[str, Any]:
+    try:
+        facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{str(folder)!r} is no saved model: it has no model.json. Give a RUN/model folder or a RUN.") from None
+    except ValueError as error:
+        raise IntegrityError(f"{folder / 'model.json'} is damaged ({error}). Copy the whole folder again.") from None
+    if facts.get("format") != FORMAT:
+        raise IntegrityError(f"{folder} has the format {facts.get('format')!r}, this Lightune reads {FORMAT}. Install the Lightune that wrote it.")
+    return facts
+
+
+def load_backbone(source: sources.Source) -> torch.nn.Module:
+    """The pretrained transformers model of a source, in fp32, without any head.
+
+    Raises:
+        InputError: transformers cannot read it without remote code.
+    """
+    options: dict[str, Any] = {"gguf_file": source.file} if source.kind == "gguf" else {}
+    attention = kernels.register_attention()
+    try:
+        config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False, **options)
+        options |= {"add_pooling_layer": False} if config.model_type in WITH_POOLER else {}
+        options |= {"config": config, "attn_implementation": _attention(config, attention), "dtype": torch.float32}
+        backbone = _quietly(lambda: AutoModel.from_pretrained(source.folder, trust_remote_code=False, **options))
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"The model {source.name!r} cannot be loaded: {first} Check the folder, or choose another base.") from None
+    return backbone
+
+
+WITH_POOLER = ("bert", "roberta", "xlm-roberta", "camembert", "albert", "mpnet", "data2vec-text", "ernie")  # their poolers are never used
+OWN_ATTENTION = ("bert", "roberta", "xlm-roberta", "camembert", "albert", "electra", "distilbert", "ernie")  # go through transformers' interface
+
+
+def _attention(config: Any, fast: str) -> str | None:
+    """Our attention for encoders that call transformers' attention interface, the model's own choice elsewhere."""
+    return fast if config.model_type in OWN_ATTENTION and not getattr(config, "is_decoder", False) else None
+
+
+def _bare(values: dict[str, Any]) -> torch.nn.Module:
+    """An untrained backbone of a configuration."""
+    config = AutoConfig.for_model(**values)
+    options = {"add_pooling_layer": False} if config.model_type in WITH_POOLER else {}
+    return AutoModel.from_config(config, attn_implementation=_attention(config, kernels.register_attention()), dtype=torch.float32, **options)
+
+
+def _same_base(base: Base) -> torch.nn.Module:
+    source = sources.resolve_model(base.name, revision=base.revision)
+    if source.sha256 != base.sha256:
+        raise InputError(
+            f"The base {base.name!r} has other weights (sha256 {source.sha256[:12]}…) than those the model was trained on "
+            f"({base.sha256[:12]}…). Bring back that base, or merge the model where it was trained."
+        )
+    return load_backbone(source)
+
+
+def _tokenizer(source: sources.Source) -> tuple[Tokenizer, int]:
+    """The fast tokenizer of a source and its padding id."""
+    options = {"gguf_file": source.file} if source.kind == "gguf" else {}
+    try:
+        found = _quietly(lambda: AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False, **options))
+    except Exception as error:  # tokenizers and transformers raise many kinds for a bad file
+        raise InputError(f"The tokenizer of {source.name!r} cannot be loaded: {error}. Put its tokenizer.json into the folder.") from None
+    if not isinstance(found, PreTrainedTokenizerFast):
+        raise InputError(f"The tokenizer of {source.name!r} is {type(found).__name__}, which has no fast form. Choose a base with a tokenizer.json.")
+    pad = found.pad_token_id if found.pad_token_id is not None else found.eos_token_id
+    return Tokenizer.from_str(found.backend_tokenizer.to_str()), int(pad or 0)
+
+
+def _takes(backbone: torch.nn.Module, name: str) -> bool:
+    types = getattr(backbone.config, "type_vocab_size", 2)
+    return name in inspect.signature(backbone.forward).parameters and (name != "token_type_ids" or types > 1)
+
+
+def _config_dict(config: Any) -> dict[str, Any]:
+    values = config.to_dict()
+    return {key: values[key] for key in values if not key.startswith("_") and key not in ("quantization_config", "transformers_version", "dtype")}
+
+
+def _describe_change(change: Any) -> dict[str, Any]:
+    return {"merged": list(change.was)} if isinstance(change, Merged) else {"name": method_name(change), "options": as_dict(change)}
+
+
+def _quietly(make: Any) -> Any:
+    """Run `make` without transformers' progress bars and load reports."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        return make()
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,55 @@
+"""The module that is trained and exported: a backbone, a pooling and a head."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from lightune import kernels
+
+
+class Network(nn.Module):
+    """Token ids in, logits out.
+
+    backbone: a transformers model that gives `last_hidden_state` [b, s, d].
+    pooling: mean over the text's own tokens, cls (the first token) or last (the last token that is no padding).
+    inputs: which of input_ids, attention_mask and token_type_ids the backbone takes.
+    """
+
+    def __init__(self, backbone: nn.Module, outputs: int, pooling: str, inputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.pooling = pooling
+        self.inputs = inputs
+        self.dropout = kernels.Dropout(0.0)
+        self.head = nn.Linear(backbone.config.hidden_size, outputs)  # type: ignore[union-attr, arg-type]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None) -> Tensor:
+        """Logits float32 [b, k] from int64 [b, s] ids; a mask that is None means that no row is padded."""
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        hidden = self.backbone(**{name: given[name] for name in self.inputs}).last_hidden_state
+        return self.head(self.dropout(self.pool(hidden, attention_mask))).float()
+
+    def pool(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """One vector [b, d] for each text from its token vectors [b, s, d] and mask [b, s]."""
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        if self.pooling == "last":
+            if mask is None:
+                return hidden[:, -1]
+            last = mask.sum(1, keepdim=True).clamp(min=1) - 1
+            return hidden.gather(1, last[:, :, None].expand(-1, -1, hidden.shape[-1]))[:, 0]
+        if mask is None:
+            return hidden.mean(1)
+        weight = mask[:, :, None].to(hidden.dtype)
+        return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def tensors(batch: Mapping[str, object], device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """A padded batch of arrays as tensors on a device; a mask without any padding is left out, which is faster."""
+    moved = {name: torch.from_numpy(value).to(device) for name, value in batch.items()}  # type: ignore[arg-type]
+    if bool(moved["attention_mask"].all()) if "attention_mask" in moved else False:
+        del moved["attention_mask"]
+    return moved

@@ -1,0 +1,149 @@
+"""A run, a saved model or an artefact by its path, opened as something that predicts, and what the verbs do with it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+from lightune import benchmarking, sources
+from lightune.data import Example, read_parts
+from lightune.data.columns import part_name
+from lightune.errors import InputError, MissingExtra
+
+CHUNK = 512  # rows answered at a time
+BENCH_ROWS = 256
+SENTENCE = "How can I find out where my new card is and when it will arrive at my house"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A predictor (it has logits, predict, answers, encoder and truncated_tokens), where it lies, and what it is: artefact or model."""
+
+    predictor: Any
+    folder: Path
+    kind: str
+
+
+def open_predictor(path: str | Path, *, threads: int | None = None) -> Opened:
+    """Open a run (its first artefact, else its model), a model folder or an artefact folder.
+
+    Raises:
+        InputError: the folder is none of these. IntegrityError: a file was changed or is damaged.
+    """
+    folder = find_folder(path)
+    if (folder / "manifest.json").is_file():
+        from lightune.runtime import load as load_artifact
+
+        return Opened(load_artifact(folder, threads=threads), folder, "artefact")
+    try:
+        import torch
+
+        from lightune.models import load as load_model
+    except ImportError:
+        raise MissingExtra(f"opening the model {folder}", "torch", "train") from None
+    if threads:
+        torch.set_num_threads(threads)
+    return Opened(load_model(folder), folder, "model")
+
+
+def find_folder(path: str | Path) -> Path:
+    """The artefact or model folder that a path stands for."""
+    folder = Path(path)
+    if (folder / "manifest.json").is_file() or (folder / "model.json").is_file():
+        return folder
+    if (folder / "recipe.toml").is_file():
+        artifacts = sorted(folder.glob("artifacts/*/manifest.json"), key=lambda found: ("int8" not in found.parent.name, found))
+        if artifacts:
+            return artifacts[0].parent
+        if (folder / "model" / "model.json").is_file():
+            return folder / "model"
+        raise InputError(f"The run {str(path)!r} is not finished: it has no model yet. Finish it: lightune fit --resume {path}")
+    what = "holds no run, model or artefact" if folder.exists() else "does not exist"
+    raise InputError(f"{str(path)!r} {what}. Give a folder that lightune fit or lightune export wrote.")
+
+
+def stream(
+    target: str | Path, texts: Sequence[str], file: str | None, *, text: str | None = None, pair: str | None = None, threads: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """The answers to texts, to the rows of a file, or else to the lines of stdin, in their order and with bounded memory.
+
+    Two texts form one pair where the model compares two; lines of a pair are divided by a tab.
+    """
+    predictor = open_predictor(target, threads=threads).predictor
+    rows = _file_rows(file, predictor, text, pair) if file else _given_rows(list(texts), predictor) if texts else _lines(sys.stdin, predictor)
+    chunk = 1 if not file and not texts and sys.stdin.isatty() else CHUNK
+    while block := list(islice(rows, chunk)):
+        yield from predictor.predict(block)
+
+
+def shorten(answer: dict[str, Any]) -> str:
+    """An answer on one line: the label and its probability, the labels, or the value."""
+    if "label" in answer:
+        return f"{answer['label']}\t{answer['probability']:.4f}"
+    if "labels" in answer:
+        return ", ".join(answer["labels"]) or "(none)"
+    return f"{answer['value']:.4f}"
+
+
+def read_examples(data: Any, answers: Any, *, part: str | None = None, **options: Any) -> Any:
+    """Labelled examples for a predictor's task; the part is the test data where there are parts and none is named."""
+    source = sources.locate_data(data)
+    task = options.pop("task", None) or answers.kind
+    parts = read_parts(source, task=task, **options)
+    chosen = part_name(part) if part else "test" if "test" in parts else next(iter(parts))
+    if chosen not in parts:
+        raise InputError(f"{data} has no part {part!r}; it has {', '.join(parts)}.")
+    return parts[chosen]
+
+
+def bench(targets: Sequence[str], data: str | None, *, words: int, threads: int) -> list[dict[str, Any]]:
+    """One row of `benchmarking.measure` for each target, all on the same texts and threads."""
+    found = []
+    for target in targets:
+        opened = open_predictor(target, threads=threads)
+        if data:
+            examples = list(islice(read_parts(sources.locate_data(data), labelled=False).popitem()[1], BENCH_ROWS))
+        else:
+            sentence = " ".join(islice(cycle(SENTENCE.split()), words))
+            examples = [Example(sentence, sentence if opened.predictor.answers.kind == "pair" else None)]
+        folder = opened.folder if opened.kind == "artefact" else None
+        facts = benchmarking.measure(opened.predictor, examples, folder)
+        if folder is None:
+            facts["bytes"] = sum(path.stat().st_size for path in opened.folder.iterdir())
+        found.append({"target": str(opened.folder), "kind": opened.kind, **facts})
+    return found
+
+
+def _given_rows(texts: list[str], predictor: Any) -> Iterator[Any]:
+    if predictor.answers.kind != "pair":
+        return iter(texts)
+    if len(texts) % 2:
+        raise InputError(f"The model compares two texts, but {len(texts)} were given. Give them in twos.")
+    return iter(list(zip(texts[::2], texts[1::2], strict=True)))
+
+
+def _lines(lines: Iterable[str], predictor: Any) -> Iterator[Any]:
+    for number, line in enumerate(lines, 1):
+        text = line.rstrip("\n")
+        if predictor.answers.kind != "pair":
+            yield text
+            continue
+        first, tab, second = text.partition("\t")
+        if not tab:
+            raise InputError(f"Line {number} is one text, but the model compares two. Put a tab between them.")
+        yield first, second
+
+
+def _file_rows(file: str, predictor: Any, text: str | None, pair: str | None) -> Iterator[Any]:
+    path = Path(file)
+    if path.suffix == ".txt" and not text:
+        with open(path, encoding="utf-8", errors="replace") as lines:
+            yield from _lines(lines, predictor)
+        return
+    task = predictor.answers.kind
+    for examples in read_parts(sources.locate_data(file), text=text, pair=pair, task=task, labelled=False).values():
+        yield from examples

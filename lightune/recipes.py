@@ -1,0 +1,134 @@
+"""What a run is asked to do: every option of `fit`, declared once, read from and written to TOML.
+
+Defaults < recipe file < flags. The resolved recipe is saved in the run folder and repeats the run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightune.errors import InputError, MissingExtra, nearest
+from lightune.options import as_dict, build, check, option
+
+TASK_NAMES = ("classify", "pair", "multilabel", "regress")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which rows, which columns, how they are divided."""
+
+    train: str = option("", "labelled data: a file, a folder, a catalogue name or hub:owner/name")
+    dev: str | None = option(None, "development data; by default a share of the training data")
+    test: str | None = option(None, "test data; by default a share of the training data")
+    dev_share: float = option(0.1, "share of the rows kept for development where none are given", low=0.0, high=0.5)
+    test_share: float = option(0.1, "share of the rows kept for the test where none are given", low=0.0, high=0.5)
+    text: str | None = option(None, "name of the text column; guessed and told by default")
+    pair: str | None = option(None, "name of the second text column")
+    label: str | None = option(None, "name of the label column, or several names with commas between (multilabel)")
+    task: str | None = option(None, "what to predict; guessed from the columns by default", choices=TASK_NAMES)
+    limit: int | None = option(None, "use at most this many training rows, drawn with the seed", low=1)
+    max_length: int | None = option(None, "cut texts to this many tokens; by default what the data needs and the base can take", low=4)
+    delimiter: str | None = option(None, "the delimiter of CSV data; detected by default")
+    encoding: str | None = option(None, "the encoding of text files; detected by default")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How the weights are trained."""
+
+    epochs: float | None = option(None, "passes over the training data; by default enough for the number of rows", above=0)
+    batch_size: int = option(32, "examples a step and process", low=1)
+    batch_tokens: int = option(8192, "padded tokens that go through the model at once; a larger step is accumulated, exactly", low=1)
+    rate: float | None = option(None, "peak learning rate; every method has its own default", above=0)
+    optimizer: str = option("adamw", "adamw, adam, sgd, rmsprop or any other of torch.optim, with its own options: sgd:momentum=0.9")
+    schedule: str = option(
+        "linear", "how the rate falls after warm-up", choices=("linear", "cosine", "constant", "inverse_sqrt", "plateau")
+    )
+    warmup: float = option(0.1, "share of the steps in which the rate rises", low=0.0, high=1.0)
+    weight_decay: float = option(0.01, "decay of weight matrices; norms, biases and embeddings are spared", low=0.0)
+    dropout: float = option(0.0, "dropout inside the base; short runs on pretrained weights score as well without, and run faster", low=0.0, high=0.9)
+    head_dropout: float = option(0.1, "dropout before the head", low=0.0, high=0.9)
+    label_smoothing: float = option(0.0, "share of the target spread over all labels", low=0.0, high=0.5)
+    class_weights: str = option("none", "balanced weighs every label by the inverse of its frequency", choices=("none", "balanced"))
+    r_drop: float = option(0.0, "weight of the divergence between two dropout passes (R-Drop)", low=0.0)
+    clip: float = option(1.0, "largest norm of the gradient; 0 switches clipping off", low=0.0)
+    patience: int | None = option(None, "stop after this many evaluations without improvement; never by default", low=1)
+    metric: str | None = option(None, "metric on the development data that chooses the best weights; the task's own by default")
+    evaluate_every: int | None = option(None, "steps between evaluations; an epoch by default", low=1)
+    precision: str = option("auto", "auto takes bf16 where it is faster here and its loss agrees", choices=("auto", "fp32", "bf16"))
+    device: str = option("auto", "auto takes cuda, then mps, then cpu", choices=("auto", "cpu", "cuda", "mps"))
+    threads: int | None = option(None, "processor threads; all cores by default", low=1)
+    seed: int = option(0, "seed of everything random", low=0)
+    checkpoint_seconds: float = option(60.0, "seconds between checkpoints; 0 writes one after every step", low=0.0)
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides a run."""
+
+    data: DataOptions = field(default_factory=DataOptions)
+    train: TrainOptions = field(default_factory=TrainOptions)
+    model: str = option("minilm", "base model: a catalogue name, a folder, a hub id (owner/name[@revision]) or a GGUF file")
+    method: str = option("full", "how to adapt: full, head, freeze, bitfit, lora, with options as in lora:rank=16,alpha=32")
+    to: tuple[str, ...] = option(("onnx-int8",), "what to export: onnx, onnx-int8; none exports nothing")
+    pooling: str = option("auto", "how token vectors become one: auto is mean for encoders, last for decoders", choices=("auto", "mean", "cls", "last"))
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+SECTIONS: dict[str, type] = {"data": DataOptions, "train": TrainOptions}
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The values of a recipe file, as a nested dict; unknown keys and bad TOML are errors that name the place."""
+    try:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"There is no recipe file {str(path)!r}. Give the path of a recipe.toml, such as RUN/recipe.toml.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"The recipe {str(path)!r} is not valid TOML: {error}. Correct that line.") from None
+    return values
+
+
+def resolve(values: Mapping[str, Any], flags: Mapping[str, Any]) -> Recipe:
+    """A recipe from a file's nested values, overridden by flat flags (None means not given).
+
+    Raises:
+        InputError: for an unknown key or a value out of bounds.
+    """
+    top = {key: value for key, value in values.items() if key not in SECTIONS}
+    parts = {name: dict(values.get(name, {})) for name in SECTIONS}
+    names = {name: {item.name for item in dataclasses.fields(cls)} for name, cls in SECTIONS.items()}
+    for key, value in flags.items():
+        if value is None:
+            continue
+        section = next((name for name, fields in names.items() if key in fields), None)
+        (parts[section] if section else top)[key] = value
+    known = {item.name for item in dataclasses.fields(Recipe)}
+    for key in top:
+        if key not in known:
+            raise InputError(f"Unknown option {key!r} in the recipe.{nearest(key, known.union(*names.values()))}")
+    sections = {name: build(cls, parts[name], f"[{name}]") for name, cls in SECTIONS.items()}
+    return build(Recipe, {**top, **sections}, "the recipe")
+
+
+def format_recipe(recipe: Recipe) -> str:
+    """The recipe as TOML; `resolve(tomllib.loads(text), {})` gives the same recipe."""
+    try:
+        import tomli_w
+    except ImportError:
+        raise MissingExtra("writing a recipe", "tomli-w", "train") from None
+    top = {name: value for name, value in as_dict(recipe).items() if name not in SECTIONS}
+    return tomli_w.dumps({**top, **{name: as_dict(getattr(recipe, name)) for name in SECTIONS}})

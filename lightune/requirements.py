@@ -1,0 +1,22 @@
+"""The packages that Lightune uses: (name, the extra that brings it, what it is for)."""
+
+from __future__ import annotations
+
+NEEDED = (
+    ("numpy", "", "arrays"),
+    ("onnxruntime", "", "running ONNX artefacts"),
+    ("tokenizers", "", "texts to tokens"),
+    ("cyclopts", "", "this command line"),
+    ("scikit-learn", "metrics", "evaluate: accuracy, F1 and the other metrics"),
+    ("scipy", "metrics", "evaluate: correlations of regressions"),
+    ("torch", "train", "fit, export, and predicting with an unexported model"),
+    ("transformers", "train", "fit: loading base models"),
+    ("accelerate", "train", "fit: several processes, GPUs and nodes"),
+    ("datasets", "train", "hub data sets and saved datasets folders"),
+    ("pyarrow", "train", "Parquet and Arrow files, files larger than memory"),
+    ("pandas", "train", "data frames"),
+    ("onnx", "train", "export to ONNX"),
+    ("jinja2", "train", "reports"),
+    ("gguf", "gguf", "base models in GGUF files"),
+    ("zstandard", "zst", ".zst files"),
+)

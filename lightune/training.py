@@ -1,0 +1,429 @@
+"""The one training loop: a generator of facts. Callers log, save and stop; nothing is printed here.
+
+A step takes `batch_size` examples of every process. It is cut into pieces that hold the token budget; every example's loss is divided by the
+weight of the whole step, so a step's gradient does not depend on how it was cut or on how many processes share it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DataLoaderConfiguration
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lightune import kernels
+from lightune.data import Example
+from lightune.data.batches import cut_step, plan_epoch
+from lightune.errors import InputError, IntegrityError, unknown
+from lightune.metrics import LOWER_IS_BETTER
+from lightune.models import Model
+from lightune.networks import Network, tensors
+from lightune.optimizers import Optimizer, find_optimizer, rate_share
+from lightune.options import parse_spec
+from lightune.recipes import TrainOptions
+
+PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.5, 1  # the rate halves after more than one evaluation without improvement
+LEAST_STEPS, LEAST_EPOCHS, MOST_EPOCHS = 600, 3, 30  # of the default number of epochs
+
+Objective = Callable[[Network, dict[str, Tensor], Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step did. Times are seconds since the loop began; tokens and examples are this step's, of all processes."""
+
+    step: int
+    epoch: float
+    loss: float
+    rate: float
+    tokens: int
+    examples: int
+    seconds: float
+    gradient_norm: float
+    kind: str = "step"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores on the development data after a step; `best` says that these weights are the best so far."""
+
+    step: int
+    epoch: float
+    loss: float
+    scores: dict[str, float]
+    metric: str
+    best: bool
+    seconds: float
+    kind: str = "evaluation"
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a run will cost, measured on two steps of its own data before it starts."""
+
+    steps: int
+    epochs: float
+    seconds: float
+    bytes: int
+    precision: str
+
+
+class Training:
+    """One adaptation in progress.
+
+    Args:
+        model: the model whose trainable parameters are moved; it holds the best weights when `steps` ends.
+        train, dev: examples; dev may be empty, then the last weights are kept.
+        options: see TrainOptions.
+        objective: maps (network, batch, targets) to a loss for each example [b]; the task's own by default.
+    """
+
+    def __init__(self, model: Model, train: Sequence[Example], dev: Sequence[Example], options: TrainOptions, objective: Objective | None = None) -> None:
+        if not len(train):
+            raise InputError("There are no training examples. Give data with at least one labelled row.")
+        find_optimizer(parse_spec(options.optimizer)[0])
+        torch.set_num_threads(options.threads or os.cpu_count() or 1)
+        torch.manual_seed(options.seed)
+        self.accelerator = Accelerator(cpu=options.device == "cpu", dataloader_config=DataLoaderConfiguration())
+        self.device = choose_device(options.device, self.accelerator)
+        self.model, self.options, self.dev = model, options, dev
+        self.network = model.network.to(self.device)
+        kernels.replace_dropout(self.network.backbone, options.dropout)
+        self.network.dropout.p = options.head_dropout
+        self.objective = objective or task_objective(model.task, options)
+        self.encoded = model.encoder.encode([item.text for item in train], [item.pair for item in train])
+        self.lengths = np.array([len(ids) for ids in self.encoded.ids])
+        self.targets = model.task.targets(train)
+        self.weights = model.task.weights(self.targets, options.class_weights == "balanced")
+        self.dev_targets = model.task.targets(dev)
+        self.step_size = options.batch_size * self.accelerator.num_processes
+        self.steps_per_epoch = math.ceil(len(train) / self.step_size)
+        self.epochs = options.epochs or default_epochs(self.steps_per_epoch)
+        self.total = max(1, round(self.epochs * self.steps_per_epoch))
+        self.warmup = math.ceil(options.warmup * self.total)
+        self.rate = options.rate or getattr(model.changes[-1], "rate", 1e-4)
+        lazy = self.accelerator.num_processes == 1
+        self.optimizer = Optimizer(options.optimizer, self.network, self.rate, options.weight_decay, lazy_rows=lazy)
+        self.precision = self._choose_precision()
+        self.metric = self._choose_metric()
+        self.step = 0
+        self.peak = 1.0  # what the plateau schedule has left of the rate
+        self.since_best = self.since_drop = 0
+        self.best: dict[str, Tensor] | None = None
+        self.best_value: float | None = None
+        self.first_loss: float | None = None
+        self.seconds = 0.0
+        self.stopping = False
+        torch.manual_seed(options.seed + 1 + self.accelerator.process_index)
+
+    def steps(self) -> Iterator[Step | Evaluation]:
+        """Train from where we are to the end, and give each fact as it happens. At the end the model holds its best weights.
+
+        Between two facts the caller may `save`; a generator that is closed early leaves the weights as they are.
+        """
+        every = self.options.evaluate_every or self.steps_per_epoch
+        clock = time.perf_counter() - self.seconds
+        while self.step < self.total and not self._patience_is_over():
+            epoch, place = divmod(self.step, self.steps_per_epoch)
+            plan = plan_epoch(self.lengths, self.step_size, self.options.seed, epoch)
+            for rows in plan[place:]:
+                fact = self._take_step(rows)
+                self.seconds = time.perf_counter() - clock
+                due = self.step % every == 0 or self.step == self.total
+                evaluation = self._evaluate() if due and len(self.dev) else None
+                self.seconds = time.perf_counter() - clock
+                yield dataclasses.replace(fact, seconds=round(self.seconds, 3))
+                if evaluation:
+                    yield dataclasses.replace(evaluation, seconds=round(self.seconds, 3))
+                if self.stopping:
+                    return
+                if self.step >= self.total or (evaluation and self._patience_is_over()):
+                    break
+        self.keep_best()
+
+    def request_stop(self) -> None:
+        """End `steps` after the step in progress, in every process; a checkpoint saved then can be resumed. Safe in a signal handler."""
+        self.stopping = True
+
+    def keep_best(self) -> None:
+        """Put the best weights seen into the model and fit its calibration on the development data."""
+        if self.best is not None:
+            with torch.no_grad():
+                for name, item in self.model.trainable().items():
+                    item.copy_(self.best[name])
+        if len(self.dev):
+            self.model.task = self.model.task.calibrate(self.model.logits(self.dev), self.dev_targets)
+        self.network.eval()
+
+    def forecast(self) -> Forecast:
+        """Time and memory that the run will need, from two real steps whose effect is undone."""
+        keep = {name: item.detach().clone() for name, item in self.model.trainable().items()}
+        noise = torch.get_rng_state()
+        plan = plan_epoch(self.lengths, self.step_size, self.options.seed, 0)
+        chosen = sorted(plan, key=lambda rows: int(self.lengths[rows].sum()))[len(plan) // 2]
+        times = []
+        for _ in range(2):
+            begin = time.perf_counter()
+            self._gradient(chosen)
+            times.append(time.perf_counter() - begin)
+        for item in self.optimizer.parameters:
+            item.grad = None
+        with torch.no_grad():
+            for name, item in self.model.trainable().items():
+                item.copy_(keep[name])
+        torch.set_rng_state(noise)
+        moments = sum(item.numel() * 8 for item in self.optimizer.parameters)
+        weights = sum(item.numel() * 4 for item in self.network.parameters())
+        memory = weights + moments * 2 + self._activation_bytes()
+        share = len(self.dev) / max(len(self.lengths), 1) / 3  # a forward pass costs a third of a step
+        return Forecast(self.total, self.epochs, min(times) * self.total * (1 + share), memory, self.precision)
+
+    def alarms(self) -> list[str]:
+        """Sentences about a run that did not learn, or learned nothing beyond the commonest answer."""
+        if self.best_value is None or not len(self.dev):
+            return []
+        found = []
+        base = self._score_without_input()
+        lower = self.metric in LOWER_IS_BETTER
+        if (self.best_value >= base) if lower else (self.best_value <= base):
+            found.append(
+                f"The run did not learn: dev {self.metric} {self.best_value:.3f} is no better than {base:.3f}, which the best constant answer reaches. "
+                f"Try another rate (it was {self.rate:g}), more epochs (it was {self.epochs:g}), or look at the labels."
+            )
+        return found
+
+    def save(self, folder: str | Path) -> Path:
+        """Write a checkpoint atomically: a reader finds the whole of it or nothing. The one before it is removed afterwards."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        final, passing = folder / f"step-{self.step:07d}", folder / f".writing-{os.getpid()}"
+        shutil.rmtree(passing, ignore_errors=True)
+        passing.mkdir()
+        save_file({name: item.detach().contiguous().cpu() for name, item in self.model.trainable().items()}, passing / "weights.safetensors")
+        save_file({**self.optimizer.state(), "random": torch.get_rng_state()}, passing / "optimizer.safetensors")
+        if self.best is not None:
+            save_file({name: item.contiguous().cpu() for name, item in self.best.items()}, passing / "best.safetensors")
+        (passing / "state.json").write_text(json.dumps(self._progress()), encoding="utf-8")
+        for path in passing.iterdir():
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+        shutil.rmtree(final, ignore_errors=True)
+        passing.rename(final)
+        for old in folder.glob("step-*"):
+            if old != final:
+                shutil.rmtree(old, ignore_errors=True)
+        return final
+
+    def restore(self, folder: str | Path) -> int:
+        """Go back to the newest checkpoint in a folder; the steps after it are those of the run that was never interrupted.
+
+        Returns the step reached, 0 where there is no checkpoint.
+
+        Raises:
+            IntegrityError: the checkpoint cannot be read, or belongs to other data or options.
+        """
+        found = sorted(Path(folder).glob("step-*"))
+        if not found:
+            return 0
+        try:
+            progress = json.loads((found[-1] / "state.json").read_text(encoding="utf-8"))
+            weights, moments = load_file(found[-1] / "weights.safetensors"), load_file(found[-1] / "optimizer.safetensors")
+            best = load_file(found[-1] / "best.safetensors") if progress["has_best"] else None
+        except (OSError, ValueError, SafetensorError) as error:
+            raise IntegrityError(f"The checkpoint {found[-1]} cannot be read ({error}). Remove it to start over.") from None
+        if progress["fingerprint"] != self._fingerprint():
+            raise IntegrityError(f"The checkpoint {found[-1]} belongs to other data or options. Start a new run, or repeat it with RUN/recipe.toml.")
+        with torch.no_grad():
+            for name, item in self.model.trainable().items():
+                item.copy_(weights[name])
+        torch.set_rng_state(moments.pop("random"))
+        self.optimizer.restore(moments)
+        self.best = best
+        for name in ("step", "peak", "since_best", "since_drop", "best_value", "first_loss", "seconds", "precision"):
+            setattr(self, name, progress[name])
+        return self.step
+
+    def _take_step(self, rows: np.ndarray) -> Step:
+        rate = self.rate * self.peak * rate_share(self.options.schedule, self.step, self.total, self.warmup)
+        self.optimizer.set_rate(rate)
+        loss, tokens = self._gradient(rows)
+        if not math.isfinite(loss):
+            raise InputError(f"The loss became {loss} at step {self.step + 1}. Lower the rate (it is {rate:g}) or use precision fp32.")
+        norm = self.optimizer.clip(self.options.clip)
+        self.optimizer.step()
+        self.step += 1
+        self.first_loss = loss if self.first_loss is None else self.first_loss
+        return Step(self.step, round(self.step / self.steps_per_epoch, 4), loss, rate, tokens, len(rows), 0.0, norm)
+
+    def _gradient(self, rows: np.ndarray) -> tuple[float, int]:
+        """Add the gradient of a step's mean loss to the parameters; gives the loss and the step's tokens, over all processes."""
+        self.network.train()
+        whole = float(self.weights[rows].sum()) or 1.0
+        processes, index = self.accelerator.num_processes, self.accelerator.process_index
+        mine = rows[np.argsort(self.lengths[rows], kind="stable")][index::processes]
+        total = torch.zeros(2, device=self.device)  # the loss, and whether anyone wants to stop
+        total[1] = self.stopping
+        for piece in cut_step(mine, self.lengths, self.options.batch_tokens):
+            batch = tensors(self.model.encoder.pad(self.encoded, piece), self.device)
+            targets, weights = (torch.from_numpy(values[piece]).to(self.device) for values in (self.targets, self.weights))
+            with self._autocast():
+                losses = self.objective(self.network, batch, targets)
+            loss = (losses.float() * weights).sum() / whole
+            loss.backward()
+            total[0] += loss.detach()
+        if processes > 1:
+            self._share_gradient()
+            total = self.accelerator.reduce(total, "sum")
+        self.stopping = bool(total[1] > 0)
+        return float(total[0]), int(self.lengths[rows].sum())
+
+    def _share_gradient(self) -> None:
+        """Add up the processes' gradients in one message."""
+        items = self.optimizer.parameters
+        flat = torch.cat([(item.grad if item.grad is not None else torch.zeros_like(item)).flatten() for item in items])
+        flat = self.accelerator.reduce(flat, "sum")
+        for item, part in zip(items, flat.split([item.numel() for item in items]), strict=True):
+            item.grad = part.view_as(item)
+
+    def _evaluate(self) -> Evaluation:
+        logits = self.model.logits(self.dev)
+        scores = self.model.task.score(logits, self.dev_targets)
+        with torch.no_grad():
+            loss = float(self.model.task.losses(torch.from_numpy(logits), torch.from_numpy(self.dev_targets), 0.0).mean())
+        scores["loss"] = loss
+        value = scores.get(self.metric)
+        if value is None:
+            raise unknown("metric", self.metric, scores)
+        better = self.best_value is None or (value < self.best_value if self.metric in LOWER_IS_BETTER else value > self.best_value)
+        if better:
+            self.best_value, self.since_best, self.since_drop = value, 0, 0
+            self.best = {name: item.detach().clone() for name, item in self.model.trainable().items()}
+        else:
+            self.since_best, self.since_drop = self.since_best + 1, self.since_drop + 1
+            if self.options.schedule == "plateau" and self.since_drop > PLATEAU_PATIENCE:
+                self.peak, self.since_drop = self.peak * PLATEAU_FACTOR, 0
+        epoch = round(self.step / self.steps_per_epoch, 4)
+        return Evaluation(self.step, epoch, loss, scores, self.metric, better, 0.0)
+
+    def _patience_is_over(self) -> bool:
+        return self.options.patience is not None and self.since_best >= self.options.patience
+
+    def _choose_metric(self) -> str:
+        """The metric that chooses; a name that the task does not have is refused before any training."""
+        name = self.options.metric or self.model.task.primary
+        if self.options.metric and len(self.dev):
+            outputs = np.zeros((len(self.dev), self.model.answers.outputs), dtype=np.float32)
+            known = [*self.model.task.score(outputs, self.dev_targets), "loss"]
+            if name not in known:
+                raise unknown("metric", name, known)
+        return name
+
+    def _choose_precision(self) -> str:
+        if self.options.precision != "auto":
+            return self.options.precision
+        if not bf16_is_faster(self.device, self.network.backbone.config.hidden_size):  # type: ignore[union-attr, arg-type]
+            return "fp32"
+        rows = np.argsort(self.lengths)[len(self.lengths) // 2 :][: self.options.batch_size]
+        losses = {}
+        for precision in ("fp32", "bf16"):
+            self.precision = precision
+            self.network.eval()
+            batch = tensors(self.model.encoder.pad(self.encoded, rows), self.device)
+            with torch.no_grad(), self._autocast():
+                losses[precision] = float(self.objective(self.network, batch, torch.from_numpy(self.targets[rows]).to(self.device)).mean())
+        return "bf16" if abs(losses["bf16"] - losses["fp32"]) <= 0.02 * abs(losses["fp32"]) else "fp32"
+
+    def _autocast(self) -> Any:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+    def _activation_bytes(self) -> int:
+        """A rule of thumb: 34 activations of the hidden size for each token and layer (Korthikanti et al. 2022, equation 2)."""
+        config: Any = self.network.backbone.config
+        tokens = min(self.options.batch_tokens, int(self.lengths.max()) * self.options.batch_size)
+        return 34 * tokens * config.hidden_size * getattr(config, "num_hidden_layers", 12) * 2
+
+    def _score_without_input(self) -> float:
+        """What the metric would be if every answer were the training data's mean target."""
+        if self.targets.ndim == 2:
+            share = self.targets.mean(0).clip(1e-6, 1 - 1e-6)
+            row = np.log(share / (1 - share))
+        elif self.model.answers.outputs == 1:
+            row = np.array([self.targets.mean()])
+        else:
+            row = np.log(np.bincount(self.targets, minlength=self.model.answers.outputs) + 1e-6)
+        logits = np.tile(row.astype(np.float32), (len(self.dev), 1))
+        if self.metric == "loss":
+            with torch.no_grad():
+                return float(self.model.task.losses(torch.from_numpy(logits), torch.from_numpy(self.dev_targets), 0.0).mean())
+        return self.model.task.score(logits, self.dev_targets)[self.metric]
+
+    def _progress(self) -> dict[str, Any]:
+        names = ("step", "peak", "since_best", "since_drop", "best_value", "first_loss", "seconds", "precision")
+        return {**{name: getattr(self, name) for name in names}, "has_best": self.best is not None, "fingerprint": self._fingerprint()}
+
+    def _fingerprint(self) -> str:
+        """What must be equal for a checkpoint to be the same run: sizes, totals, seed and rate."""
+        parts = (len(self.lengths), int(self.lengths.sum()), self.total, self.step_size, self.options.seed, self.rate, self.options.optimizer)
+        return "/".join(map(str, parts))
+
+
+def task_objective(task: Any, options: TrainOptions) -> Objective:
+    """The task's own loss, and with R-Drop the divergence of two dropout passes through one doubled batch (Liang et al. 2021, equation 4)."""
+
+    def losses(network: Network, batch: dict[str, Tensor], targets: Tensor) -> Tensor:
+        return task.losses(network(**batch), targets, options.label_smoothing)
+
+    def doubled(network: Network, batch: dict[str, Tensor], targets: Tensor) -> Tensor:
+        logits = network(**{name: torch.cat([value, value]) for name, value in batch.items()})
+        one, other = logits.chunk(2)
+        plain = (task.losses(one, targets, options.label_smoothing) + task.losses(other, targets, options.label_smoothing)) / 2
+        return plain + options.r_drop * task.divergences(one, other)
+
+    return doubled if options.r_drop else losses
+
+
+def default_epochs(steps_per_epoch: int) -> float:
+    """Enough epochs for LEAST_STEPS steps, between LEAST_EPOCHS and MOST_EPOCHS."""
+    return float(min(MOST_EPOCHS, max(LEAST_EPOCHS, math.ceil(LEAST_STEPS / steps_per_epoch))))
+
+
+def choose_device(name: str, accelerator: Accelerator) -> torch.device:
+    """The device to train on.
+
+    Raises:
+        InputError: a device that this machine does not have.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is cuda, but torch sees no CUDA device here. Use device auto or cpu.")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device is mps, but torch sees no Apple GPU here. Use device auto or cpu.")
+    return torch.device(name) if name in ("cpu", "mps") else accelerator.device
+
+
+def bf16_is_faster(device: torch.device, width: int, rows: int = 512, least: float = 1.3) -> bool:
+    """Whether a bf16 matrix product [rows, width] × [width, 4·width] runs at least `least` times as fast as fp32 on the device."""
+    times = {}
+    for kind in (torch.float32, torch.bfloat16):
+        left, right = (torch.ones(shape, dtype=kind, device=device) for shape in ((rows, width), (width, 4 * width)))
+        seen = []
+        for _ in range(7):
+            begin = time.perf_counter()
+            float((left @ right)[0, 0])
+            seen.append(time.perf_counter() - begin)
+        times[kind] = sorted(seen)[3]
+    return times[torch.float32] / times[torch.bfloat16] >= least

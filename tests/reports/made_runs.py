@@ -1,0 +1,270 @@
+"""Made-up runs that look like real ones: every file of a RUN folder, the same for the same arguments."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+SUBJECTS = (
+    "card_payment",
+    "top_up",
+    "cash_withdrawal",
+    "transfer",
+    "exchange_rate",
+    "direct_debit",
+    "refund",
+    "pin",
+    "balance",
+    "identity",
+    "virtual_card",
+)
+EVENTS = ("pending", "declined", "fee_charged", "not_recognised", "limit_reached", "wrong_amount", "reverted_by_the_bank")
+LABELS_77 = tuple(f"{subject}_{event}" for subject in SUBJECTS for event in EVENTS)
+LABELS_6 = ("abbreviation", "description", "entity", "human", "location", "numeric")
+TEXTS = (
+    "Why was my card payment turned down twice this morning at the same shop?",
+    "I topped up an hour ago and the money still isn't showing in the app",
+    "כמה זמן לוקח להעברה להגיע לחשבון שלי?",
+    "我的卡还没有到，已经等了两个星期了 📮",
+    "How do I change the PIN 🔐 on the new card, and does the old one stop working straight away or only at midnight?",
+)
+
+
+def make_run(
+    folder: Path,
+    labels: Sequence[str] = LABELS_6,
+    *,
+    name: str = "trec-full",
+    task: str = "classify",
+    method: str = "full",
+    accuracy: float = 0.93,
+    seed: int = 0,
+    without: Sequence[str] = (),
+) -> Path:
+    """Write the files of a run into `folder`, apart from those named in `without`, and return the folder."""
+    dice = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    regress = task == "regress"
+    counts = _confusion(dice, len(labels), accuracy)
+    support = [sum(row) for row in counts]
+    rows = sum(support)
+    right = sum(counts[index][index] for index in range(len(labels))) / rows
+    scores = _scores(right, rows, regress)
+    files: dict[str, Any] = {
+        "run.json": _run(name, task, method, scores, dice, rows),
+        "evaluation.json": _evaluation(labels, counts, scores, dice, task),
+        "data.json": _data(labels, support, dice, regress),
+        "environment.json": {
+            "python": "3.11.9",
+            "platform": "Linux-6.1-x86_64",
+            "cpu": "Xeon Platinum 8488C",
+            "cores": 2,
+            "memory_bytes": 8_000_000_000,
+            "packages": {"torch": "2.13.0", "transformers": "5.23.0", "onnxruntime": "1.32.0"},
+            "seed": seed,
+        },
+    }
+    for file, value in files.items():
+        (folder / file).write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+    (folder / "steps.jsonl").write_text("\n".join(json.dumps(line) for line in _steps(dice, right, regress)), encoding="utf-8")
+    recipe = f'task = "{task}"\nmethod = "{method}"\nmodel = "minilm"\n\n[train]\nepochs = {3 + seed}\nrate = 2e-5\nbatch_tokens = 2048\n'
+    (folder / "recipe.toml").write_text(recipe, encoding="utf-8")
+    for file in without:
+        (folder / file).unlink()
+    return folder
+
+
+def change_run(folder: Path, file: str, change: Callable[[dict[str, Any]], None]) -> None:
+    """Apply `change` to a JSON file of a run."""
+    value = json.loads((folder / file).read_text(encoding="utf-8"))
+    change(value)
+    (folder / file).write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+
+
+def _confusion(dice: random.Random, size: int, accuracy: float) -> list[list[int]]:
+    counts = [[0] * size for _ in range(size)]
+    for row in range(size):
+        hard = accuracy - dice.random() ** 3 * 0.35
+        for _ in range(max(5, int((40 if size > 25 else 120) * dice.uniform(0.5, 1.5)))):
+            near = (row + dice.choice((1, -1, 2, len(EVENTS)))) % size
+            column = row if dice.random() < hard else near if dice.random() < 0.75 else dice.randrange(size)
+            counts[row][column] += 1
+    return counts
+
+
+def _scores(right: float, rows: int, regress: bool) -> dict[str, Any]:
+    def score(value: float) -> dict[str, float]:
+        reach = 1.96 * math.sqrt(max(value * (1 - value), 1e-6) / rows)
+        return {"value": value, "low": value - reach, "high": min(1.0, value + reach)}
+
+    if regress:
+        return {
+            "primary": "spearman",
+            "spearman": score(right),
+            "pearson": score(right + 0.004),
+            "mse": {"value": 0.41, "low": 0.36, "high": 0.47},
+        }
+    named = {
+        "accuracy": right,
+        "macro_f1": right - 0.012,
+        "weighted_f1": right - 0.002,
+        "macro_precision": right - 0.006,
+        "mcc": right - 0.02,
+    }
+    return {"primary": "accuracy", **{name: score(value) for name, value in named.items()}}
+
+
+def _artifact(target: str, size: int, latency: float, memory: int, drop: float, scores: dict[str, Any]) -> dict[str, Any]:
+    lowered = {name: score if name == "primary" else {key: value - drop for key, value in score.items()} for name, score in scores.items()}
+    return {
+        "target": target,
+        "path": f"artifacts/{target}",
+        "bytes": size,
+        "sha256": "9f2c" * 16,
+        "parity": {"max_abs": drop * 8 + 2e-5, "agree": 1 - drop, "rows": 500},
+        "scores": lowered,
+        "kept": 1 - drop,
+        "milliseconds": {"p50": latency, "p95": latency * 1.17, "batch": 1, "length": 13},
+        "examples_per_second": {"value": 2600 / latency, "batch": 32},
+        "resident_bytes": memory,
+    }
+
+
+def _run(name: str, task: str, method: str, scores: dict[str, Any], dice: random.Random, test: int) -> dict[str, Any]:
+    return {
+        "format": 1,
+        "lightune": "0.1.0",
+        "created": "2026-03-04T15:06:07+00:00",
+        "name": name,
+        "task": task,
+        "base": "minilm",
+        "base_sha256": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "method": method,
+        "changes": [{"name": method.partition(":")[0], "options": {"rank": 8, "alpha": 16} if "lora" in method else {}}],
+        "examples": {"train": 9002, "dev": 1001, "test": test},
+        "truncated_tokens": 41,
+        "trainable_parameters": 10_646_784 + dice.randrange(9),
+        "total_parameters": 22_713_216,
+        "seconds": 132.4 + dice.randrange(60),
+        "tokens_per_second": 9121.0,
+        "examples_per_second": 501.3,
+        "peak_resident_bytes": 1_213_000_000,
+        "precision": "bf16",
+        "device": "cpu",
+        "stopped": "early",
+        "learned": True,
+        "alarms": [],
+        "scores": scores,
+        "dev_scores": scores,
+        "budget": None,
+        "met": None,
+        "artifacts": [
+            _artifact("onnx-fp32", 90_920_112, 5.6, 214_000_000, 0.0, scores),
+            _artifact("onnx-int8", 23_512_204, 2.21, 131_000_000, 0.002, scores),
+        ],
+        "reference": {
+            "bytes": 90_868_376,
+            "milliseconds": {"p50": 11.9, "p95": 13.4, "batch": 1, "length": 13},
+            "examples_per_second": {"value": 310.0, "batch": 32},
+        },
+    }
+
+
+def _evaluation(labels: Sequence[str], counts: list[list[int]], scores: dict[str, Any], dice: random.Random, task: str) -> dict[str, Any]:
+    support = [sum(row) for row in counts]
+    table = []
+    for index, label in enumerate(labels):
+        answered = sum(row[index] for row in counts) or 1
+        precision, recall = counts[index][index] / answered, counts[index][index] / support[index]
+        f1 = 2 * precision * recall / ((precision + recall) or 1)
+        table.append({"label": label, "precision": precision, "recall": recall, "f1": f1, "support": support[index]})
+    bins = []
+    for index in range(10):
+        middle = 0.05 + index / 10
+        bins.append({"low": index / 10, "high": (index + 1) / 10, "count": 4 + index**4, "confidence": middle, "accuracy": middle**1.2})
+    worst = [
+        {
+            "row": dice.randrange(1, 3000),
+            "text": text,
+            "pair": "And a second text" if task in ("pair", "regress") else None,
+            "target": 4.2 if task == "regress" else labels[index % len(labels)],
+            "answer": 1.13 if task == "regress" else labels[-1 - index % len(labels)],
+            "probability": None if task == "regress" else 0.98 - index / 50,
+            "loss": 4.1 - index / 3,
+        }
+        for index, text in enumerate(TEXTS)
+    ]
+    points = [(target := dice.uniform(0, 5), min(5.2, max(-0.2, dice.gauss(target, 0.6)))) for _ in range(1500)]
+    classes = task != "regress"
+    return {
+        "part": "test",
+        "rows": sum(support),
+        "scores": scores,
+        "labels": table if classes else [],
+        "confusion": {"labels": list(labels), "counts": counts} if task in ("classify", "pair") else None,
+        "calibration": {"ece": 0.0213, "temperature": 1.34, "bins": bins} if classes else None,
+        "worst": worst,
+        "truncated_tokens": 3,
+        "thresholds": {label: 0.4 + index / 100 for index, label in enumerate(labels)} if task == "multilabel" else None,
+        "regression": None if classes else {"points": points},
+    }
+
+
+def _data(labels: Sequence[str], support: list[int], dice: random.Random, regress: bool) -> dict[str, Any]:
+    parts = {}
+    for part, scale, rows in (("train", 3.0, 9002), ("dev", 0.33, 1001), ("test", 1.0, sum(support))):
+        parts[part] = {
+            "rows": rows,
+            "source": f"banking/{part}.jsonl",
+            "sha256": f"{dice.getrandbits(256):064x}" if part != "test" else "ab" * 32,
+            "labels": {} if regress else {label: round(count * scale) for label, count in zip(labels, support, strict=True)},
+            "characters": {"min": 13, "median": 47, "p95": 146, "max": 433},
+            "tokens": {"min": 5, "median": 13, "p95": 33, "max": 144, "cut_at": {"128": 41, "256": 0, "512": 0}},
+        }
+    return {
+        "parts": parts,
+        "columns": {"task": "classify", "text": "text", "pair": None, "target": ["label"]},
+        "told": ["Read as JSON lines, UTF-8.", "The text is column 'text' (the only one with long texts), the label is column 'label'."],
+        "findings": [
+            {
+                "level": "note",
+                "code": "imbalance",
+                "message": "The most frequent label has 5.3 times the rows of the rarest.",
+                "count": 1,
+                "rows": [],
+                "part": "train",
+                "cure": "Weigh the classes: --class-weights balanced.",
+            },
+            {
+                "level": "warning",
+                "code": "leak",
+                "message": "27 texts of the test part are also in the training part.",
+                "count": 27,
+                "rows": list(range(11, 11 + 27 * 3, 3)),
+                "part": "test",
+                "cure": "Remove these rows from one part, or let Lightune split.",
+            },
+        ],
+    }
+
+
+def _steps(dice: random.Random, right: float, regress: bool) -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = []
+    metric, total = "spearman" if regress else "accuracy", 640
+    for step in range(1, total + 1):
+        loss = 4.2 * math.exp(-step / 130) + 0.12 + abs(dice.gauss(0, 0.09))
+        rate = 2e-5 * min(step / 64, (total - step) / (total - 64))
+        shared = {"step": step, "epoch": step / 213}
+        lines.append(
+            {"kind": "step", **shared, "loss": loss, "rate": rate, "tokens": 2048 * step, "gradient_norm": 1 + 4 * dice.random() * loss}
+        )
+        if step % 71 == 0:
+            value = right * (1 - math.exp(-step / 110)) + dice.gauss(0, 0.002)
+            scores = {metric: value, "macro_f1": value - 0.01}
+            best = step == 568
+            lines.append({"kind": "evaluation", **shared, "loss": loss + 0.1, "scores": scores, "metric": metric, "best": best})
+    return lines

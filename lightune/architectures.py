@@ -6,6 +6,7 @@ It looks at structure, not at names of families, and says so loudly where the st
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import takewhile
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -40,16 +41,13 @@ def word_embedding(backbone: nn.Module) -> nn.Embedding:
 
 
 def embeddings(backbone: nn.Module) -> list[nn.Module]:
-    """Everything that runs before the first block: token, position and type tables with their norms and projections."""
-    inside = {id(module) for block in blocks(backbone) for module in block.modules()}
-    holders = {id(parent) for parent in backbone.modules() for child in parent.modules() if id(child) in inside and child is not parent}
-    table = word_embedding(backbone)
-    for name, module in backbone.named_children():
-        if any(part is table for part in module.modules()):
-            return [module] if id(module) not in holders else [table]
-        if "." not in name and module is table:
-            return [table]
-    return [table]
+    """Everything that runs before the first block: token, position and type tables with their norms and projections.
+
+    These are the parts of the backbone that stand before the one that holds the blocks.
+    """
+    first, table = blocks(backbone)[0], word_embedding(backbone)
+    found = list(takewhile(lambda child: all(part is not first for part in child.modules()), backbone.children()))
+    return found if any(part is table for child in found for part in child.modules()) else [*found, table]
 
 
 def linears(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -68,7 +66,7 @@ def is_decoder(backbone: nn.Module) -> bool:
 
 
 def longest_input(config: object) -> int | None:
-    """The largest number of tokens that the position table can take; None where positions have no table.
+    """The largest number of tokens that the model was made for; None where its configuration does not say.
 
     RoBERTa-like models keep the first `pad_token_id + 1` rows of the table for padding.
     """

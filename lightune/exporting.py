@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 
 from lightune import benchmarking, exports
 from lightune.data import Example
+from lightune.errors import CheckFailed
 from lightune.evaluation import Scores, evaluate
 from lightune.models import Merged, Model
 from lightune.runtime import load as load_artifact
@@ -42,7 +44,11 @@ def export(
     found.write(merged, folder)
     rows = list(dev[:PARITY_ROWS]) or list(test[:PARITY_ROWS])
     tell(f"Comparing {target} with the model on {len(rows)} rows")
-    parity = exports.verify(model.logits(rows), folder, rows, found.tolerance)
+    try:
+        parity = exports.verify(model.logits(rows), folder, rows, found.tolerance)
+    except CheckFailed:
+        shutil.rmtree(folder)  # nobody should deploy it by mistake
+        raise
     artifact = load_artifact(folder, threads=1)
     scores = evaluate(artifact, test) if len(test) else None
     tell(f"Timing {target} on one thread")
@@ -70,7 +76,7 @@ def measure_reference(model: Model, examples: Sequence[Example], weights: Path) 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        facts = benchmarking.measure(model, list(examples[:PARITY_ROWS]), None)
+        facts = benchmarking.measure(model, list(examples[:PARITY_ROWS]))
     finally:
         torch.set_num_threads(threads)
     return {**facts, "bytes": sum(item.numel() * item.element_size() for item in fold(model).network.parameters())}

@@ -22,7 +22,7 @@ import torch
 
 from lightune import __version__, architectures, exporting, exports, models, sources
 from lightune.data import Example, Examples, doctor, read, read_parts, split
-from lightune.errors import InputError, LightuneError
+from lightune.errors import CheckFailed, InputError, LightuneError
 from lightune.evaluation import Scores, evaluate
 from lightune.methods import make_method
 from lightune.models import Model
@@ -81,7 +81,7 @@ def fit(
     """
     named = data if isinstance(data, (str, Path)) or data is None else None
     flags = {**options, **({"train": str(named)} if named is not None else {})}
-    recipe = resolve({}, flags) if recipe is None else dataclasses.replace(recipe, **options)
+    recipe = resolve(dataclasses.asdict(recipe) if recipe else {}, flags)
     find_targets(recipe)
     make_method(recipe.method)
     source = data if data is not None else recipe.data.train
@@ -300,14 +300,22 @@ def _finish(run: Run, recipe: Recipe, prepared: Prepared, training: Training, st
     if targets:
         watch(Told("Timing the model in PyTorch on one thread"))
         record["reference"] = exporting.measure_reference(model, rows, run.model)
+    refused = []
     for target in targets:
         folder = run.artifacts / target
-        entry = exporting.export(model, target, folder, dev=prepared.dev or rows, test=rows, reference=scores, tell=lambda text: watch(Told(text)))
+        try:
+            entry = exporting.export(model, target, folder, dev=prepared.dev or rows, test=rows, reference=scores, tell=lambda text: watch(Told(text)))
+        except CheckFailed as error:
+            refused.append(str(error))
+            continue
         record["artifacts"].append(entry | {"path": str(folder.relative_to(run.folder))})
+    record["alarms"] += refused
     run.write("run.json", record)
     shutil.rmtree(run.checkpoints, ignore_errors=True)
     write_card(run.folder)
     write_report([run.folder])
+    if refused:
+        raise CheckFailed(f"{' '.join(refused)} The model itself is saved: {run.model}")
     return run
 
 

@@ -1,6 +1,6 @@
 """Two places where a faster kernel pays on CPUs: attention over short sequences, and dropout.
 
-`accelerate_network` puts both into a transformers backbone; outside training and on other devices they step aside.
+`register_attention` and `replace_dropout` put them into a transformers backbone; on other devices they step aside.
 """
 
 from __future__ import annotations

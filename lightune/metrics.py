@@ -36,7 +36,8 @@ def single_label(gold: np.ndarray, chances: np.ndarray, answers: np.ndarray) -> 
     for average in ("macro", "weighted"):
         values = sk.precision_recall_fscore_support(gold, answers, average=average, zero_division=0)[:3]
         scores |= {f"{average}_{name}": float(value) for name, value in zip(("precision", "recall", "f1"), values, strict=True)}
-    scores["mcc"] = float(sk.matthews_corrcoef(gold, answers))
+    one_label = len(np.union1d(gold, answers)) == 1  # nothing to correlate: scikit-learn would warn and give 0
+    scores["mcc"] = 0.0 if one_label else float(sk.matthews_corrcoef(gold, answers))
     present = np.unique(gold)
     if len(present) == chances.shape[1] == 2:
         scores["auroc"] = float(sk.roc_auc_score(gold, chances[:, 1]))
@@ -54,7 +55,7 @@ def many_labels(gold: np.ndarray, chances: np.ndarray, holds: np.ndarray) -> Met
     sk = _sklearn()
     scores: Metrics = {}
     for average in ("micro", "macro", "weighted"):
-        values = sk.precision_recall_fscore_support(gold, holds, average=average, zero_division=0)[:3]
+        values = sk.precision_recall_fscore_support(gold, holds, average=average, zero_division=0, **_positive(gold))[:3]
         scores |= {f"{average}_{name}": float(value) for name, value in zip(("precision", "recall", "f1"), values, strict=True)}
     scores["exact_match"] = float((gold == holds).all(axis=1).mean())
     scores["hamming_loss"] = float((gold != holds).mean())
@@ -80,12 +81,17 @@ def numbers(gold: np.ndarray, values: np.ndarray) -> Metrics:
 
 def by_label(gold: np.ndarray, answers: np.ndarray, labels: tuple[str, ...]) -> list[dict[str, Any]]:
     """Precision, recall, F1 and support of every label; int [n] columns, or bool [n, k] for several labels."""
-    which = {"labels": range(len(labels))} if gold.ndim == 1 else {}
+    which = {"labels": range(len(labels))} if gold.ndim == 1 else _positive(gold)
     table = _sklearn().precision_recall_fscore_support(gold, answers, average=None, zero_division=0, **which)
     return [
         {"label": label, "precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
         for label, p, r, f, s in zip(labels, *table, strict=True)
     ]
+
+
+def _positive(gold: np.ndarray) -> dict[str, Any]:
+    """scikit-learn takes a table of one column for two classes, yes and no: only yes is asked for."""
+    return {"labels": [True]} if gold.shape[1] == 1 else {}
 
 
 def confusion(gold: np.ndarray, answers: np.ndarray, count: int) -> np.ndarray:

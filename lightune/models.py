@@ -149,10 +149,11 @@ class Model:
         return folder
 
     def _self_contained(self) -> bool:
-        return all(item.requires_grad for item in self.network.parameters())
+        """Whether the base's own weights are saved too: all are trained, or changes before the last may have moved some."""
+        return len(self.changes) > 1 or all(item.requires_grad for item in self.network.parameters())
 
     def _differing(self) -> dict[str, torch.Tensor]:
-        """What `weights.safetensors` holds: the whole state where everything is trained, else the trained parameters; shared ones once."""
+        """What `weights.safetensors` holds: the whole state of a self-contained model, else the trained parameters; shared ones once."""
         if not self._self_contained():
             return dict(self.trainable())
         state, seen = {}, set()
@@ -179,7 +180,8 @@ def start(source: sources.Source, task: Any, *, max_length: int, pooling: str = 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = Network(backbone, task.answers.outputs, chosen, inputs)
-    base = Base(source.name, source.revision, source.sha256, _config_dict(backbone.config))
+    name = str(source.folder.resolve() / (source.file or "")) if source.kind in ("folder", "gguf") else source.name
+    base = Base(name, source.revision, source.sha256, _config_dict(backbone.config))
     return Model(network, task, encoder, base, ())
 
 
@@ -246,7 +248,7 @@ def load_backbone(source: sources.Source) -> torch.nn.Module:
     Raises:
         InputError: transformers cannot read it without remote code.
     """
-    options: dict[str, Any] = {"gguf_file": source.file} if source.kind == "gguf" else {}
+    options: dict[str, Any] = {"gguf_file": source.file} if source.file else {}
     attention = kernels.register_attention()
     try:
         config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False, **options)
@@ -287,7 +289,7 @@ def _same_base(base: Base) -> torch.nn.Module:
 
 def _tokenizer(source: sources.Source) -> tuple[Tokenizer, int]:
     """The fast tokenizer of a source and its padding id."""
-    options = {"gguf_file": source.file} if source.kind == "gguf" else {}
+    options = {"gguf_file": source.file} if source.file else {}
     try:
         found = _quietly(lambda: AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False, **options))
     except Exception as error:  # tokenizers and transformers raise many kinds for a bad file
@@ -299,7 +301,7 @@ def _tokenizer(source: sources.Source) -> tuple[Tokenizer, int]:
 
 
 def _takes(backbone: torch.nn.Module, name: str) -> bool:
-    types = getattr(backbone.config, "type_vocab_size", 2)
+    types = getattr(backbone.config, "type_vocab_size", 0)  # GPT-2 takes types too, but looks them up among its words
     return name in inspect.signature(backbone.forward).parameters and (name != "token_type_ids" or types > 1)
 
 

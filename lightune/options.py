@@ -45,7 +45,7 @@ def check(options: Any) -> None:
         if (problem := _problem(item, hints[item.name], getattr(options, item.name)))
     ]
     if problems:
-        raise InputError("; ".join(problems) + ".")
+        raise InputError("; ".join(problems) + "." * (not problems[-1].endswith("?")))
 
 
 def _problem(item: dataclasses.Field[Any], hint: Any, value: Any) -> str | None:
@@ -57,7 +57,8 @@ def _problem(item: dataclasses.Field[Any], hint: Any, value: Any) -> str | None:
     if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)) and not numeric:
         return f"{name} is {value!r}, expected {' or '.join(kind.__name__ for kind in kinds)}"
     if rule.get("choices") and value not in rule["choices"]:
-        return f"{name} is {value!r}, expected one of {', '.join(rule['choices'])}{nearest(str(value), rule['choices'])}"
+        near = nearest(str(value), rule["choices"])
+        return f"{name} is {value!r}, expected one of {', '.join(rule['choices'])}{'.' * bool(near)}{near}"
     if rule.get("low") is not None and not value >= rule["low"]:
         return f"{name} is {value!r}, expected at least {rule['low']}"
     if rule.get("high") is not None and not value <= rule["high"]:

@@ -111,7 +111,7 @@ def bench(targets: Sequence[str], data: str | None, *, words: int, threads: int)
             sentence = " ".join(islice(cycle(SENTENCE.split()), words))
             examples = [Example(sentence, sentence if opened.predictor.answers.kind == "pair" else None)]
         folder = opened.folder if opened.kind == "artefact" else None
-        facts = benchmarking.measure(opened.predictor, examples, folder)
+        facts = benchmarking.measure(opened.predictor, examples, folder, threads=threads)
         if folder is None:
             facts["bytes"] = sum(path.stat().st_size for path in opened.folder.iterdir())
         found.append({"target": str(opened.folder), "kind": opened.kind, **facts})

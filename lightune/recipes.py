@@ -109,6 +109,8 @@ def resolve(values: Mapping[str, Any], flags: Mapping[str, Any]) -> Recipe:
         InputError: for an unknown key or a value out of bounds.
     """
     top = {key: value for key, value in values.items() if key not in SECTIONS}
+    if wrong := [name for name in SECTIONS if not isinstance(values.get(name, {}), Mapping)]:
+        raise InputError(f"{wrong[0]} is {values[wrong[0]]!r} in the recipe, expected a table. Write [{wrong[0]}] and its options below it.")
     parts = {name: dict(values.get(name, {})) for name in SECTIONS}
     names = {name: {item.name for item in dataclasses.fields(cls)} for name, cls in SECTIONS.items()}
     for key, value in flags.items():

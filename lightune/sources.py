@@ -12,7 +12,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightune import wheels
 from lightune.catalogue import CATALOGUE, Entry
@@ -28,6 +28,7 @@ GGUF_ARCHITECTURES = (
 )  # fmt: skip
 
 _HUB_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_COMMIT = re.compile("[0-9a-f]{40}")
 _HUB_FILES = ["*.json", "*.txt", "*.model", "*.jinja", "model.safetensors", "model-*-of-*.safetensors"]
 _CONVERT = (
     "Pickled weights are never loaded, because loading them can run code. If you trust them, convert them once: "
@@ -86,7 +87,8 @@ def resolve_model(name: str | Path, *, revision: str | None = None, offline: boo
 
     Args:
         name: a folder, a GGUF file, a name of the catalogue, or a hub id ("owner/name" or "owner/name@revision").
-        revision: branch, tag or commit of the hub repository; of a catalogue entry, that of its hub id.
+        revision: branch, tag or commit of the hub repository; of a catalogue entry, that of its hub id. `Source.revision` given back
+            finds the same commit again.
         offline: True asks no network at all; None leaves it to HF_HUB_OFFLINE and to pip's own configuration.
         tell: called with one sentence before something slow.
 
@@ -166,7 +168,7 @@ def _resolve_model(name: str, revision: str | None, offline: bool | None, tell: 
     hub = _HUB_ID.fullmatch(name)
     if hub is None or path.suffix.lower() == ".gguf":
         raise _unknown("model", name)
-    if revision and hub["revision"] not in (None, revision):
+    if revision and hub["revision"] not in (None, revision) and not _COMMIT.fullmatch(revision):  # a commit pins what the name's tag meant
         raise InputError(f"{name} names revision {hub['revision']!r}, and revision is {revision!r}. Give one of them.")
     return _from_hub(name, hub["id"], revision or hub["revision"], offline, tell)
 

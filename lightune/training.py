@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DataLoaderConfiguration
+from accelerate.utils import DataLoaderConfiguration, broadcast_object_list
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -102,6 +102,7 @@ class Training:
         self.accelerator = Accelerator(cpu=options.device == "cpu", dataloader_config=DataLoaderConfiguration())
         self.device = choose_device(options.device, self.accelerator)
         self.model, self.options, self.dev = model, options, dev
+        self.task = model.task  # not calibrated, as the scores during training
         self.network = model.network.to(self.device)
         kernels.replace_dropout(self.network.backbone, options.dropout)
         self.network.dropout.p = options.head_dropout
@@ -215,7 +216,7 @@ class Training:
         shutil.rmtree(passing, ignore_errors=True)
         passing.mkdir()
         save_file({name: item.detach().contiguous().cpu() for name, item in self.model.trainable().items()}, passing / "weights.safetensors")
-        save_file({**self.optimizer.state(), "random": torch.get_rng_state()}, passing / "optimizer.safetensors")
+        save_file({**self.optimizer.state(), **self._random_states()}, passing / "optimizer.safetensors")
         if self.best is not None:
             save_file({name: item.contiguous().cpu() for name, item in self.best.items()}, passing / "best.safetensors")
         (passing / "state.json").write_text(json.dumps(self._progress()), encoding="utf-8")
@@ -252,6 +253,8 @@ class Training:
             for name, item in self.model.trainable().items():
                 item.copy_(weights[name])
         torch.set_rng_state(moments.pop("random"))
+        if (random := moments.pop("random_cuda", None)) is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(random, self.device)
         self.optimizer.restore(moments)
         self.best = best
         for name in ("step", "peak", "since_best", "since_drop", "best_value", "first_loss", "seconds", "precision"):
@@ -334,8 +337,13 @@ class Training:
         return name
 
     def _choose_precision(self) -> str:
+        """The asked precision, or the one that the first process finds best: all of them must take the same."""
         if self.options.precision != "auto":
             return self.options.precision
+        return str(broadcast_object_list([self._probe_precision()])[0])
+
+    def _probe_precision(self) -> str:
+        """bf16 where it is faster on this device and gives the same loss, else fp32."""
         if not bf16_is_faster(self.device, self.network.backbone.config.hidden_size):  # type: ignore[union-attr, arg-type]
             return "fp32"
         rows = np.argsort(self.lengths)[len(self.lengths) // 2 :][: self.options.batch_size]
@@ -370,11 +378,16 @@ class Training:
         if self.metric == "loss":
             with torch.no_grad():
                 return float(self.model.task.losses(torch.from_numpy(logits), torch.from_numpy(self.dev_targets), 0.0).mean())
-        return self.model.task.score(logits, self.dev_targets)[self.metric]
+        return self.task.score(logits, self.dev_targets)[self.metric]
 
     def _progress(self) -> dict[str, Any]:
         names = ("step", "peak", "since_best", "since_drop", "best_value", "first_loss", "seconds", "precision")
         return {**{name: getattr(self, name) for name in names}, "has_best": self.best is not None, "fingerprint": self._fingerprint()}
+
+    def _random_states(self) -> dict[str, Tensor]:
+        """The state of every generator that dropout draws from."""
+        states = {"random": torch.get_rng_state()}
+        return states | ({"random_cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {})
 
     def _fingerprint(self) -> str:
         """What must be equal for a checkpoint to be the same run: sizes, totals, seed and rate."""

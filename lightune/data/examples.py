@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, overload
+from typing import Any, Protocol, overload, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,15 @@ class Columns:
         return {"task": self.task, "text": self.text, "pair": self.pair, "target": list(self.target)}
 
 
+@runtime_checkable
+class Selectable(Protocol):
+    """Rows that are faster to get together than one by one, as rows on disk are."""
+
+    def select(self, indices: Sequence[int]) -> Iterator[Example]:
+        """The examples at these positions, in this order."""
+        ...
+
+
 class Examples(Sequence[Example]):
     """Rows in order, in memory or memory-mapped from disk, perhaps only a selection of them.
 
@@ -76,14 +86,18 @@ class Examples(Sequence[Example]):
         return self._rows[index if self._indices is None else self._indices[index]]
 
     def __iter__(self) -> Iterator[Example]:
-        return iter(self._rows) if self._indices is None else (self._rows[index] for index in self._indices)
+        if self._indices is None:
+            return iter(self._rows)
+        if isinstance(self._rows, Selectable):
+            return self._rows.select(self._indices)
+        return (self._rows[index] for index in self._indices)
 
     def __repr__(self) -> str:
         return f"Examples({len(self)} rows of {self.source}, {self.columns.task})"
 
     def take(self, indices: Iterable[int]) -> Examples:
         """Only the examples at these positions, in this order; nothing is copied."""
-        chosen = list(indices) if self._indices is None else [self._indices[index] for index in indices]
+        chosen = array("q", indices if self._indices is None else (self._indices[index] for index in indices))
         return Examples(self._rows, self.columns, source=self.source, facts=self.facts, indices=chosen)
 
     @cached_property

@@ -43,7 +43,7 @@ class Request:
         """Where rows that are too many for memory are kept."""
         return Path(self.cache) if self.cache else storage.cache_folder()
 
-    def key(self, content: str) -> str:
+    def key(self, *content: str) -> str:
         """The name of the rows of this content, read in this way."""
         return storage.key(content, self.task, self.text, self.pair, self.label, self.labelled, self.delimiter, self.encoding)
 
@@ -149,7 +149,7 @@ def _load(source: Any, request: Request, name: str) -> tuple[Examples, Sequence[
         return _examples(table, request, request.key(table.facts["fingerprint"]) if "fingerprint" in table.facts else None)
     path = Path(source).expanduser()
     sha256 = files.digest(path)
-    key = request.key(sha256)
+    key = request.key(sha256, str(path.resolve()))  # the path too, for it is in what is told
     if kept := storage.stored(request.folder, key):
         return _from_storage(request.folder, key, kept, str(path))
     table = _open(path, request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
@@ -46,14 +46,14 @@ def split(examples: Examples, *, dev: Examples | float | None = 0.1, test: Examp
     """
     shares = {name: share for name, share in (("dev", dev), ("test", test)) if isinstance(share, (int, float)) and share}
     _check_shares(shares)
-    labelled = [index for index, example in enumerate(examples) if example.target is not None]
-    unlabelled = sorted(set(range(len(examples))) - set(labelled))
-    groups = _groups(examples, labelled)
+    targets, groups = _survey(examples)
+    labelled = [index for index, target in enumerate(targets) if target is not None]
+    unlabelled = [index for index, target in enumerate(targets) if target is None]
     if len(groups) <= len(shares):
         raise InputError(
             f"{examples.source} has {len(groups)} different labelled texts, too few for {len(shares) + 1} parts. Give more rows."
         )
-    chosen = _allocate(_strata(examples, groups), shares, random.Random(seed))
+    chosen = _allocate(_strata(targets, groups, examples.columns.task), shares, random.Random(seed))
     held = {index for indices in chosen.values() for index in indices}
     cut = {name: examples.take(sorted(indices)) for name, indices in chosen.items()}
     given = {name: _labelled(part) for name, part in (("dev", dev), ("test", test)) if isinstance(part, Examples)}
@@ -75,27 +75,33 @@ def _labelled(part: Examples) -> Examples:
     return part if len(indices) == len(part) else part.take(indices)
 
 
-def _groups(examples: Examples, labelled: Iterable[int]) -> Groups:
+def _survey(examples: Examples) -> tuple[list[Any], Groups]:
+    """The target of every example, and the labelled ones by their text."""
+    targets: list[Any] = []
     groups: dict[bytes, list[int]] = {}
-    for index in labelled:
-        groups.setdefault(fingerprint(examples[index]), []).append(index)
-    return list(groups.values())
+    for index, example in enumerate(examples):
+        targets.append(example.target)
+        if example.target is not None:
+            groups.setdefault(fingerprint(example), []).append(index)
+    return targets, list(groups.values())
 
 
-def _strata(examples: Examples, groups: Groups) -> dict[Any, Groups]:
+def _strata(targets: Sequence[Any], groups: Groups, task: str) -> dict[Any, Groups]:
     """The groups by what must be spread evenly: their label, their rarest label, or the tenth in which their value lies."""
     strata: dict[Any, Groups] = {}
-    if examples.columns.task == "regress":
-        values = [fmean(examples[index].target for index in group) for group in groups]
+    if task == "regress":
+        values = [fmean(targets[index] for index in group) for group in groups]
         ordered = sorted(values)
-        edges = [ordered[len(ordered) * bin // BINS] for bin in range(1, BINS)]
+        edges = [ordered[len(ordered) * tenth // BINS] for tenth in range(1, BINS)]
         for group, value in zip(groups, values, strict=True):
             strata.setdefault(bisect.bisect_right(edges, value), []).append(group)
         return strata
-    counts = Counter(label for group in groups for label in labels_of(examples[group[0]]))
+    several = task == "multilabel"
+    counts = Counter(label for group in groups for label in (targets[group[0]] if several else (targets[group[0]],)))
     for group in groups:
-        labels = labels_of(examples[group[0]])
-        strata.setdefault(min(labels, key=lambda label: (counts[label], label), default=""), []).append(group)
+        first = targets[group[0]]
+        rarest = min(first, key=lambda label: (counts[label], label), default="") if several else first
+        strata.setdefault(rarest, []).append(group)
     return strata
 
 

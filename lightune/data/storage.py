@@ -24,7 +24,7 @@ PART_NAMES = (None, *dict.fromkeys(PARTS.values()))
 
 def cache_folder() -> Path:
     """Where rows are kept: lightune/data in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightune" / "data"
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "lightune" / "data"
 
 
 def key(*parts: Any) -> str:
@@ -36,13 +36,14 @@ class ArrowRows(Sequence[Example]):
     """Examples in a memory-mapped Arrow file: what is not asked for is not in memory."""
 
     def __init__(self, path: Path, task: str) -> None:
-        import pyarrow
-
+        pyarrow = _pyarrow()
         self.path, self._multilabel = path, task == "multilabel"
         try:
             with pyarrow.memory_map(str(path)) as source:
                 reader = pyarrow.ipc.open_file(source)
                 self._batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+            for batch in self._batches:
+                batch.validate()
         except (OSError, pyarrow.ArrowException) as problem:
             raise IntegrityError(
                 f"{path} is damaged ({problem}). Delete the folder {path.parent}; it is written again from the source."
@@ -69,6 +70,14 @@ class ArrowRows(Sequence[Example]):
             for values in zip(*(batch.column(column).to_pylist() for column in range(4)), strict=True):
                 yield self._example(*values)
 
+    def select(self, indices: Sequence[int]) -> Iterator[Example]:
+        """The examples at these positions, in this order; neighbours in one batch are decoded together."""
+        for place, run in itertools.groupby(indices, lambda index: bisect.bisect_right(self._ends, index)):
+            start = self._ends[place - 1] if place else 0
+            chosen = self._batches[place].take([index - start for index in run])
+            for values in zip(*(chosen.column(column).to_pylist() for column in range(4)), strict=True):
+                yield self._example(*values)
+
     def parts(self) -> Iterator[str | None]:
         """The part of every row, as its source's split column gave it."""
         for batch in self._batches:
@@ -82,8 +91,10 @@ def stored(folder: Path, name: str) -> dict[str, Any] | None:
     """What `store` returned for the rows under this name, or None where there are no such rows."""
     path = folder / name / "facts.json"
     try:
-        return json.loads(path.read_text()) if path.is_file() else None
-    except (OSError, ValueError) as problem:
+        return json.loads(path.read_text())
+    except OSError:
+        return None
+    except ValueError as problem:
         raise IntegrityError(
             f"{path} is damaged ({problem}). Delete the folder {path.parent}; it is written again from the source."
         ) from problem
@@ -105,8 +116,11 @@ def store(
         _write(partial / "rows.arrow", columns.task, examples)
         kept = {"used": columns.as_dict(), "facts": facts()}
         (partial / "facts.json").write_text(json.dumps(kept))
-        if not (folder / name).exists():  # another process may have been faster with the same rows
+        try:
             partial.rename(folder / name)
+        except OSError:
+            if not (folder / name).is_dir():  # else another process was faster with the same rows
+                raise
         return kept
     except OSError as problem:
         raise _unwritable(folder, problem) from problem
@@ -121,11 +135,16 @@ def _unwritable(folder: Path, problem: OSError) -> InputError:
     )
 
 
-def _write(path: Path, task: str, examples: Iterator[tuple[Example, str | None]]) -> None:
+def _pyarrow() -> Any:
     try:
         import pyarrow
     except ImportError:
         raise MissingExtra("reading data that is too large for memory", "pyarrow", "train") from None
+    return pyarrow
+
+
+def _write(path: Path, task: str, examples: Iterator[tuple[Example, str | None]]) -> None:
+    pyarrow = _pyarrow()
     target = {"regress": pyarrow.float64(), "multilabel": pyarrow.list_(pyarrow.string())}.get(task, pyarrow.string())
     kinds = {"text": pyarrow.string(), "pair": pyarrow.string(), "target": target, "row": pyarrow.int64(), "part": pyarrow.int8()}
     schema = pyarrow.schema(list(kinds.items()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import logging
 import warnings
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass, DeduplicateHashedInitializersPass, RemoveUnusedNodesPass
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
+from transformers import PreTrainedModel
 
 import lightune
 from lightune.errors import InputError
@@ -71,9 +73,9 @@ def trace(network: torch.nn.Module, inputs: Sequence[str]) -> ir.Model:
     filled = {"input_ids": 2, "attention_mask": 1, "token_type_ids": 0}
     example = {name: torch.full((2, 8), filled[name], dtype=torch.int64) for name in inputs}
     try:
-        with _quiet():
+        with _quiet(), _any_shape(network) as traceable:
             program = torch.onnx.export(
-                _plain(network),
+                traceable,
                 kwargs=example,
                 dynamo=True,
                 opset_version=OPSET,
@@ -90,8 +92,9 @@ def trace(network: torch.nn.Module, inputs: Sequence[str]) -> ir.Model:
 
 def _tidied(model: ir.Model) -> ir.Model:
     """The model without what only its makers need: torch's stack traces, shapes of inner values, weights kept twice."""
-    for tidy in (RemoveUnusedNodesPass(), DeduplicateHashedInitializersPass(), ClearMetadataAndDocStringPass()):
-        tidy(model)
+    RemoveUnusedNodesPass()(model)
+    ClearMetadataAndDocStringPass()(model)
+    _share_equal_weights(model.graph)
     for node in model.graph:
         for value in node.outputs:
             value.metadata_props.clear()
@@ -102,17 +105,38 @@ def _tidied(model: ir.Model) -> ir.Model:
     return model
 
 
+def _share_equal_weights(graph: ir.Graph) -> None:
+    """Layers that share a weight get one copy each from the exporter: keep the first."""
+    first: dict[tuple[object, ...], ir.Value] = {}
+    for name, value in tuple(graph.initializers.items()):
+        tensor = value.const_value
+        assert tensor is not None  # the exporter fills every initializer
+        kept = first.setdefault((tensor.dtype, tuple(tensor.shape), hashlib.sha256(tensor.tobytes()).digest()), value)
+        if kept is not value:
+            value.replace_all_uses_with(kept)
+            del graph.initializers[name]
+
+
 def _save(model: ir.Model, path: Path) -> None:
     bytes_of_weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     ir.save(model, path, external_data=f"{path.name}.data" if bytes_of_weights > MOST_BYTES else None)
 
 
-def _plain(network: torch.nn.Module) -> torch.nn.Module:
-    """The network on the CPU in fp32: itself where it is so already."""
+@contextmanager
+def _any_shape(network: torch.nn.Module) -> Iterator[torch.nn.Module]:
+    """The network on the CPU in fp32, with transformers' plainest attention: faster kernels choose by shape, a graph serves any shape."""
     tensors = [*network.parameters(), *network.buffers()]
-    if all(tensor.device.type == "cpu" and (tensor.dtype == torch.float32 or not tensor.is_floating_point()) for tensor in tensors):
-        return network
-    return copy.deepcopy(network).to("cpu", torch.float32)
+    if any(tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype != torch.float32) for tensor in tensors):
+        network = copy.deepcopy(network).to("cpu", torch.float32)
+    backbones = [module for module in network.modules() if isinstance(module, PreTrainedModel)]
+    former = [backbone.config._attn_implementation for backbone in backbones]
+    try:
+        for backbone in backbones:
+            backbone.set_attn_implementation("eager")
+        yield network
+    finally:
+        for backbone, name in zip(backbones, former, strict=True):
+            backbone.set_attn_implementation(name)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ class Freeze:
             InputError: the base has too few blocks, or shares one.
         """
         found = architectures.blocks(backbone)
-        count = len(found) // 2 if self.blocks is None else self.blocks
+        count = max(1, len(found) // 2) if self.blocks is None else self.blocks
         if count > len(found) or (count and len(found) == 1):
             cure = "its layers share one block; use head, bitfit or lora" if len(found) == 1 else f"give at most {len(found)}"
             raise InputError(f"freeze:blocks is {count}, but the base has {len(found)} block{'s' * (len(found) > 1)}: {cure}.")

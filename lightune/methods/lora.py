@@ -64,8 +64,10 @@ class LoRA:
         """Wrap every target layer in a LowRank.
 
         Raises:
-            InputError: a target that no layer's name ends with.
+            InputError: a target that no layer's name ends with, or a base that has LoRA already.
         """
+        if any(isinstance(part, LowRank) for part in backbone.modules()):
+            raise InputError("The model has LoRA layers already. Merge it before lora is applied once more.")
         scale = self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
         found = {id(layer): (name, layer) for block in architectures.blocks(backbone) for name, layer in architectures.linears(block)}
         missing = [target for target in self.targets if not any(matches(name, target) for name, _ in found.values())]

@@ -40,5 +40,5 @@ def fit_thresholds(chances: np.ndarray, targets: np.ndarray, least: int = 5) -> 
         ends = np.append(chance[order][1:] < chance[order][:-1], True)  # equal probabilities cannot be told apart
         best = int(np.argmax(np.where(ends, f1, -1.0)))
         below = chance[order][best + 1] if best + 1 < len(gold) else 0.0
-        found.append(round(float((chance[order][best] + below) / 2), 6) if gold.sum() >= least else 0.5)
+        found.append(float((chance[order][best] + below) / 2) if gold.sum() >= least else 0.5)
     return tuple(found)

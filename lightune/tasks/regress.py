@@ -28,7 +28,8 @@ class Regress:
     def describe(cls, examples: Sequence[Example]) -> Regress:
         """The centre and spread of the training values, so that the model's own output is near 0 ± 1."""
         values = np.array([example.target for example in examples], dtype=np.float64)
-        return cls(Answers(cls.kind, (), center=float(values.mean()), scale=float(values.std()) or 1.0))
+        scale = float(values.std()) if np.ptp(values) > 0 else 1.0  # rounding gives equal values a spread of their own
+        return cls(Answers(cls.kind, (), center=float(values.mean()), scale=scale))
 
     def targets(self, examples: Sequence[Example]) -> np.ndarray:
         """Float32 [n]: the standardised values."""

@@ -19,8 +19,8 @@ def blocks(backbone: nn.Module) -> list[nn.Module]:
 
     ALBERT's shared block is one block.
     """
-    lists = [(name, module) for name, module in backbone.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
-    outer = [
+    lists: list[tuple[str, nn.ModuleList]] = [(name, module) for name, module in backbone.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
+    outer: list[nn.ModuleList] = [
         module
         for name, module in lists
         if len({type(child) for child in module}) == 1
@@ -29,7 +29,7 @@ def blocks(backbone: nn.Module) -> list[nn.Module]:
     ]
     if not outer:
         raise InputError(f"Found no transformer blocks in {type(backbone).__name__}. Lightune needs a list of equal layers.")
-    return list(max(outer, key=len))
+    return list(max(outer, key=lambda found: len(list(found))))
 
 
 def word_embedding(backbone: nn.Module) -> nn.Embedding:

@@ -128,6 +128,7 @@ def _worst(answers: Answers, losses: np.ndarray, chances: np.ndarray, examples: 
     table = []
     for row in order:
         example = examples[row]
+        answer: Any
         if answers.kind == "regress":
             answer, chance = round(float(chances[row, 0]), 4), None
         elif answers.kind == "multilabel":

@@ -21,11 +21,12 @@ import numpy as np
 import torch
 
 from lightune import __version__, architectures, exporting, exports, models, sources
-from lightune.data import Example, Examples, doctor, read, read_parts, split
+from lightune.data import Example, Splits, doctor, read, read_parts, split
 from lightune.errors import CheckFailed, InputError, LightuneError
 from lightune.evaluation import Scores, evaluate
 from lightune.methods import make_method
 from lightune.models import Model
+from lightune.optimizers import find_optimizer
 from lightune.options import format_spec, parse_spec
 from lightune.recipes import Recipe, format_recipe, read_recipe, resolve
 from lightune.reports import write_card, write_report
@@ -84,6 +85,7 @@ def fit(
     recipe = resolve(dataclasses.asdict(recipe) if recipe else {}, flags)
     find_targets(recipe)
     make_method(recipe.method)
+    find_optimizer(parse_spec(recipe.train.optimizer)[0])
     source = data if data is not None else recipe.data.train
     if isinstance(source, str) and not source:
         raise InputError("No data were given. Give a file with texts and labels: lightune fit reviews.csv")
@@ -118,7 +120,7 @@ def resume(folder: str | Path, *, data: Any = None, watch: Watch = lambda fact: 
         return run
     recipe = resolve(read_recipe(run.folder / "recipe.toml"), {})
     source = data if data is not None else recipe.data.train
-    return _train_and_finish(run, recipe, prepare(recipe, source, watch), watch)
+    return _train_and_finish(run, recipe, prepare(recipe, source, watch), watch, resumed=True)
 
 
 def export_again(folder: str | Path, targets: Sequence[str], *, watch: Watch = lambda fact: None) -> dict[str, Any]:
@@ -126,7 +128,7 @@ def export_again(folder: str | Path, targets: Sequence[str], *, watch: Watch = l
     run = open_run(folder)
     recipe = resolve(read_recipe(run.folder / "recipe.toml"), {})
     model, record = models.load(run.model), run.record
-    parts, _ = read_all(recipe, recipe.data.train)
+    parts = read_all(recipe, recipe.data.train).parts
     rows = parts.get("test") or parts.get("dev") or parts["train"]
     scores = evaluate(model, rows, resamples=0)
     for target in targets:
@@ -161,34 +163,36 @@ def prepare(recipe: Recipe, source: Any, watch: Watch = lambda fact: None) -> Pr
         InputError: every error that the doctor found, or a base, column or option that is wrong.
     """
     watch(Told("Reading the data"))
-    parts, told = read_all(recipe, source)
-    for sentence in told:
+    splits = read_all(recipe, source)
+    parts = {name: part for name, part in splits.parts.items() if name == "train" or len(part)}
+    for sentence in splits.facts["told"]:
         watch(Told(sentence))
+    for sentence in splits.facts.get("warnings", ()):
+        watch(Told(sentence, "warning"))
     task = find_task(parts["train"].columns.task)
+    examined = {**parts, **({"unlabelled": splits.unlabelled} if len(splits.unlabelled) else {})}
+    _stop_on_errors(doctor.examine(examined))
     base = sources.resolve_model(recipe.model, tell=lambda sentence: watch(Told(sentence)))
-    early = doctor.examine(parts)
-    _stop_on_errors(early, watch)
-    labelled = {name: part.take(place for place, example in enumerate(part) if example.target is not None) for name, part in parts.items()}
-    described = task.describe(labelled["train"])
+    described = task.describe(parts["train"])
     watch(Told(f"Loading the base {recipe.model}"))
     model = models.start(base, described, max_length=LEAST_LENGTH, pooling=recipe.pooling, seed=recipe.train.seed)
     model.encoder.max_length = _max_length(recipe, model)
     lengths = {name: model.encoder.encode([e.text for e in part], [e.pair for e in part]).lengths for name, part in parts.items()}
-    findings = doctor.examine(parts, lengths=lengths, max_length=model.encoder.max_length)
+    findings = doctor.examine(examined, lengths=lengths, max_length=model.encoder.max_length)
     for finding in findings:
         watch(finding)
     facts = doctor.describe(parts, findings, lengths=lengths)
     torch.manual_seed(recipe.train.seed)
     model.apply(make_method(recipe.method))
     cut = sum(int(np.maximum(found - model.encoder.max_length, 0).sum()) for found in lengths.values())
-    return Prepared(labelled["train"], labelled.get("dev", []), labelled.get("test", []), model, facts, cut)
+    return Prepared(parts["train"], parts.get("dev", []), parts.get("test", []), model, facts, cut)
 
 
-def read_all(recipe: Recipe, source: Any) -> tuple[dict[str, Examples], list[str]]:
-    """The parts of the data by name, and the sentences that reading and splitting told."""
+def read_all(recipe: Recipe, source: Any) -> Splits:
+    """The data in parts, with every sentence that reading and splitting told in facts["told"]."""
     options = recipe.data
-    how = {"task": options.task, "text": options.text, "pair": options.pair, "label": options.label}
-    form = {"delimiter": options.delimiter, "encoding": options.encoding}
+    how: dict[str, Any] = {"task": options.task, "text": options.text, "pair": options.pair, "label": options.label}
+    form: dict[str, Any] = {"delimiter": options.delimiter, "encoding": options.encoding}
     parts = read_parts(sources.locate_data(source), **how, **form)
     if "train" not in parts:
         raise InputError(f"{options.train} has the parts {', '.join(parts)} but no train part. Give training data.")
@@ -203,9 +207,9 @@ def read_all(recipe: Recipe, source: Any) -> tuple[dict[str, Examples], list[str
         told.append(f"{options.limit} of {len(train)} training rows are used, drawn with seed {recipe.train.seed}.")
         train = train.take(sorted(int(number) for number in chosen))
     divided = split(train, dev=parts.get("dev", options.dev_share), test=parts.get("test", options.test_share), seed=recipe.train.seed)
-    told += divided.facts.get("told", [])
-    found = {"train": divided.train, "dev": divided.dev, "test": divided.test}
-    return {name: part for name, part in found.items() if name == "train" or len(part)}, told
+    unlabelled = divided.unlabelled if len(divided.unlabelled) else parts.get("unlabelled", divided.unlabelled)
+    facts = {**divided.facts, "told": told + divided.facts.get("told", [])}
+    return dataclasses.replace(divided, unlabelled=unlabelled, facts=facts)
 
 
 def find_targets(recipe: Recipe) -> tuple[str, ...]:
@@ -221,19 +225,27 @@ def is_leader() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def _train_and_finish(run: Run, recipe: Recipe, prepared: Prepared, watch: Watch) -> Run:
+def _train_and_finish(run: Run, recipe: Recipe, prepared: Prepared, watch: Watch, *, resumed: bool = False) -> Run:
     training = Training(prepared.model, prepared.train, prepared.dev, recipe.train)
-    done = training.restore(run.checkpoints)
+    done = training.restore(run.checkpoints) if resumed else 0
     if done:
         watch(Told(f"Going on after step {done} of {training.total}."))
     else:
         watch(training.forecast())
     if is_leader():
         run.cut_steps(done)
+        run.write("recipe.toml", format_recipe(_resolved(recipe, training)))
     stopped = _train(run, training, recipe, watch)
     if not is_leader():
         return run
     return _finish(run, recipe, prepared, training, stopped, watch)
+
+
+def _resolved(recipe: Recipe, training: Training) -> Recipe:
+    """The recipe with what was chosen on the way, so that it repeats the run: epochs, rate, precision, length."""
+    train = dataclasses.replace(recipe.train, epochs=float(training.epochs), rate=training.rate, precision=training.precision)
+    data = dataclasses.replace(recipe.data, max_length=training.model.encoder.max_length)
+    return dataclasses.replace(recipe, train=train, data=data)
 
 
 def _train(run: Run, training: Training, recipe: Recipe, watch: Watch) -> str:
@@ -243,7 +255,8 @@ def _train(run: Run, training: Training, recipe: Recipe, watch: Watch) -> str:
         for fact in training.steps():
             if is_leader():
                 run.append("steps.jsonl", dataclasses.asdict(fact))
-                if isinstance(fact, Step) and time.monotonic() - saved >= recipe.train.checkpoint_seconds:
+                whole = isinstance(fact, Evaluation) or not training.evaluates_now  # all facts of the step are written
+                if whole and time.monotonic() - saved >= recipe.train.checkpoint_seconds:
                     _save_checkpoint(run, training)
                     saved = time.monotonic()
             watch(fact)
@@ -273,7 +286,7 @@ def stop_on_signals(training: Training) -> Iterator[list[str]]:
         training.request_stop()
         signal.signal(number, before[number])
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
         signal.signal(number, stop)
     try:
@@ -350,7 +363,7 @@ def _max_length(recipe: Recipe, model: Model) -> int:
     return wanted or min(limit or LONGEST, LONGEST)
 
 
-def _stop_on_errors(findings: Sequence[Any], watch: Watch) -> None:
+def _stop_on_errors(findings: Sequence[Any]) -> None:
     errors = [finding for finding in findings if finding.level == "error"]
     if errors:
         raise InputError("\n".join(f"{finding.message} {finding.cure}".strip() for finding in errors))

@@ -29,29 +29,31 @@ class Optimizer:
     Rows that are not touched keep their values and moments (lazy Adam, as torch.optim.SparseAdam).
     """
 
-    def __init__(self, spec: str, network: nn.Module, rate: float, decay: float, *, lazy_rows: bool) -> None:
+    def __init__(self, spec: str, network: nn.Module, rate: float, decay: float) -> None:
         name, values = parse_spec(spec)
         cls = find_optimizer(name)
-        tables = _private_tables(network) if lazy_rows and name in LAZY and not values else []
+        tables = _private_tables(network) if name in LAZY and not values else []
         for table in tables:
             table.sparse = True
         rows = {id(table.weight) for table in tables}
-        spared, matrices = [], []
+        spared: list[nn.Parameter] = []
+        matrices: list[nn.Parameter] = []
         for title, item in network.named_parameters():
             if item.requires_grad and id(item) not in rows:
                 (matrices if item.ndim >= 2 and "embedding" not in title.lower() else spared).append(item)
-        groups = [{"params": matrices, "weight_decay": decay}, {"params": spared, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": decay}, {"params": spared, "weight_decay": 0.0}]
         accepted = inspect.signature(cls).parameters
         if "weight_decay" not in accepted:
             groups = [{"params": [*matrices, *spared]}]
         if "fused" in accepted and "fused" not in values and matrices + spared and (matrices + spared)[0].device.type in ("cpu", "cuda"):
             values["fused"] = True
         try:
-            self.parts: list[torch.optim.Optimizer] = [cls([group for group in groups if group["params"]], lr=rate, **values)]
+            self.parts: list[torch.optim.Optimizer] = [cls([group for group in groups if group["params"]], **{"lr": rate, **values})]
         except (TypeError, ValueError) as error:
             raise InputError(f"The optimizer {spec!r} is not possible: {error}. See torch.optim.{cls.__name__} for its options.") from None
+        self.tables = [table.weight for table in tables]  # whose gradients are sparse
         if tables:
-            self.parts.append(torch.optim.SparseAdam([table.weight for table in tables], lr=rate))
+            self.parts.append(torch.optim.SparseAdam(self.tables, lr=rate))
         self.parameters = [item for part in self.parts for group in part.param_groups for item in group["params"]]
 
     def set_rate(self, rate: float) -> None:
@@ -92,7 +94,7 @@ class Optimizer:
     def restore(self, stored: dict[str, Tensor]) -> None:
         """Take back what `state` gave."""
         for number, part in enumerate(self.parts):
-            whole, state = part.state_dict(), {}
+            whole, state = part.state_dict(), dict[int, dict[str, Any]]()
             for name, value in stored.items():
                 owner, place, key = name.split(".", 2)
                 if int(owner) == number:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightune import benchmarking, sources
-from lightune.data import Example, read_parts
+from lightune.data import Example, read, read_parts
 from lightune.data.columns import part_name
 from lightune.errors import InputError, MissingExtra
 
@@ -94,9 +94,9 @@ def read_examples(data: Any, answers: Any, *, part: str | None = None, **options
     source = sources.locate_data(data)
     task = options.pop("task", None) or answers.kind
     parts = read_parts(source, task=task, **options)
-    chosen = part_name(part) if part else "test" if "test" in parts else next(iter(parts))
+    chosen = part_name(part) if part else next(iter(parts)) if len(parts) == 1 else "test"
     if chosen not in parts:
-        raise InputError(f"{data} has no part {part!r}; it has {', '.join(parts)}.")
+        raise InputError(f"{data} has no labelled part {part or 'test'!r}; it has {', '.join(parts)}. Name one with --part.")
     return parts[chosen]
 
 
@@ -106,7 +106,7 @@ def bench(targets: Sequence[str], data: str | None, *, words: int, threads: int)
     for target in targets:
         opened = open_predictor(target, threads=threads)
         if data:
-            examples = list(islice(read_parts(sources.locate_data(data), labelled=False).popitem()[1], BENCH_ROWS))
+            examples = list(islice(read(sources.locate_data(data), labelled=False), BENCH_ROWS))
         else:
             sentence = " ".join(islice(cycle(SENTENCE.split()), words))
             examples = [Example(sentence, sentence if opened.predictor.answers.kind == "pair" else None)]
@@ -145,5 +145,4 @@ def _file_rows(file: str, predictor: Any, text: str | None, pair: str | None) ->
             yield from _lines(lines, predictor)
         return
     task = predictor.answers.kind
-    for examples in read_parts(sources.locate_data(file), text=text, pair=pair, task=task, labelled=False).values():
-        yield from examples
+    yield from read(sources.locate_data(file), text=text, pair=pair, task=task, labelled=False)

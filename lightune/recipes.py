@@ -122,7 +122,7 @@ def resolve(values: Mapping[str, Any], flags: Mapping[str, Any]) -> Recipe:
     for key in top:
         if key not in known:
             raise InputError(f"Unknown option {key!r} in the recipe.{nearest(key, known.union(*names.values()))}")
-    sections = {name: build(cls, parts[name], f"[{name}]") for name, cls in SECTIONS.items()}
+    sections: dict[str, Any] = {name: build(cls, parts[name], f"[{name}]") for name, cls in SECTIONS.items()}
     return build(Recipe, {**top, **sections}, "the recipe")
 
 

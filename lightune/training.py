@@ -37,7 +37,9 @@ from lightune.optimizers import Optimizer, find_optimizer, rate_share
 from lightune.options import parse_spec
 from lightune.recipes import TrainOptions
 
+LEAST_WIDTH = 256  # of the precision probe: narrower products take too little time to compare
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.5, 1  # the rate halves after more than one evaluation without improvement
+DEFAULT_RATE = 1e-4  # of a model whose last change has none, such as a merged one
 LEAST_STEPS, LEAST_EPOCHS, MOST_EPOCHS = 600, 3, 30  # of the default number of epochs
 
 Objective = Callable[[Network, dict[str, Tensor], Tensor], Tensor]
@@ -97,9 +99,10 @@ class Training:
         if not len(train):
             raise InputError("There are no training examples. Give data with at least one labelled row.")
         find_optimizer(parse_spec(options.optimizer)[0])
-        torch.set_num_threads(options.threads or os.cpu_count() or 1)
+        torch.set_num_threads(options.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         torch.manual_seed(options.seed)
-        self.accelerator = Accelerator(cpu=options.device == "cpu", dataloader_config=DataLoaderConfiguration())
+        on_cpu = options.device == "cpu" or not torch.accelerator.is_available()  # told apart, for several processes on CPUs find each other
+        self.accelerator = Accelerator(cpu=on_cpu, dataloader_config=DataLoaderConfiguration())
         self.device = choose_device(options.device, self.accelerator)
         self.model, self.options, self.dev = model, options, dev
         self.task = model.task  # not calibrated, as the scores during training
@@ -117,9 +120,8 @@ class Training:
         self.epochs = options.epochs or default_epochs(self.steps_per_epoch)
         self.total = max(1, round(self.epochs * self.steps_per_epoch))
         self.warmup = math.ceil(options.warmup * self.total)
-        self.rate = options.rate or getattr(model.changes[-1], "rate", 1e-4)
-        lazy = self.accelerator.num_processes == 1
-        self.optimizer = Optimizer(options.optimizer, self.network, self.rate, options.weight_decay, lazy_rows=lazy)
+        self.rate: float = options.rate or float(getattr(model.changes[-1], "rate", DEFAULT_RATE))
+        self.optimizer = Optimizer(options.optimizer, self.network, self.rate, options.weight_decay)
         self.precision = self._choose_precision()
         self.metric = self._choose_metric()
         self.step = 0
@@ -129,7 +131,7 @@ class Training:
         self.best_value: float | None = None
         self.first_loss: float | None = None
         self.seconds = 0.0
-        self.stopping = False
+        self.asked_to_stop = self.stopping = False
         torch.manual_seed(options.seed + 1 + self.accelerator.process_index)
 
     def steps(self) -> Iterator[Step | Evaluation]:
@@ -137,7 +139,6 @@ class Training:
 
         Between two facts the caller may `save`; a generator that is closed early leaves the weights as they are.
         """
-        every = self.options.evaluate_every or self.steps_per_epoch
         clock = time.perf_counter() - self.seconds
         while self.step < self.total and not self._patience_is_over():
             epoch, place = divmod(self.step, self.steps_per_epoch)
@@ -145,8 +146,7 @@ class Training:
             for rows in plan[place:]:
                 fact = self._take_step(rows)
                 self.seconds = time.perf_counter() - clock
-                due = self.step % every == 0 or self.step == self.total
-                evaluation = self._evaluate() if due and len(self.dev) else None
+                evaluation = self._evaluate() if self.evaluates_now else None
                 self.seconds = time.perf_counter() - clock
                 yield dataclasses.replace(fact, seconds=round(self.seconds, 3))
                 if evaluation:
@@ -157,9 +157,17 @@ class Training:
                     break
         self.keep_best()
 
+    @property
+    def evaluates_now(self) -> bool:
+        """Whether an evaluation belongs to the step that was just taken: its fact is the last of the step."""
+        every = self.options.evaluate_every or self.steps_per_epoch
+        return len(self.dev) > 0 and (self.step % every == 0 or self.step == self.total)
+
     def request_stop(self) -> None:
         """End `steps` after the step in progress, in every process; a checkpoint saved then can be resumed. Safe in a signal handler."""
-        self.stopping = True
+        self.asked_to_stop = True
+        if self.accelerator.num_processes == 1:
+            self.stopping = True  # several processes agree on it in their next step, so that none waits for another
 
     def keep_best(self) -> None:
         """Put the best weights seen into the model and fit its calibration on the development data."""
@@ -280,7 +288,7 @@ class Training:
         processes, index = self.accelerator.num_processes, self.accelerator.process_index
         mine = rows[np.argsort(self.lengths[rows], kind="stable")][index::processes]
         total = torch.zeros(2, device=self.device)  # the loss, and whether anyone wants to stop
-        total[1] = self.stopping
+        total[1] = self.asked_to_stop
         for piece in cut_step(mine, self.lengths, self.options.batch_tokens):
             batch = tensors(self.model.encoder.pad(self.encoded, piece), self.device)
             targets, weights = (torch.from_numpy(values[piece]).to(self.device) for values in (self.targets, self.weights))
@@ -292,16 +300,25 @@ class Training:
         if processes > 1:
             self._share_gradient()
             total = self.accelerator.reduce(total, "sum")
-        self.stopping = bool(total[1] > 0)
+            self.stopping = bool(total[1] > 0)
         return float(total[0]), int(self.lengths[rows].sum())
 
     def _share_gradient(self) -> None:
-        """Add up the processes' gradients in one message."""
-        items = self.optimizer.parameters
-        flat = torch.cat([(item.grad if item.grad is not None else torch.zeros_like(item)).flatten() for item in items])
-        flat = self.accelerator.reduce(flat, "sum")
-        for item, part in zip(items, flat.split([item.numel() for item in items]), strict=True):
+        """Add up the processes' gradients in one message; the rows of a table that count as touched are those that any process touched."""
+        items, tables = self.optimizer.parameters, self.optimizer.tables
+        grads = [torch.zeros_like(item) if item.grad is None else item.grad.to_dense() for item in items]
+        touched = [torch.zeros(len(table), device=self.device) for table in tables]
+        for marks, table in zip(touched, tables, strict=True):
+            if table.grad is not None:
+                marks[table.grad.coalesce().indices()[0]] = 1
+        pieces = [*grads, *touched]
+        flat = self.accelerator.reduce(torch.cat([piece.flatten() for piece in pieces]), "sum")
+        parts = flat.split([piece.numel() for piece in pieces])
+        for item, part in zip(items, parts[: len(items)], strict=True):
             item.grad = part.view_as(item)
+        for table, marks in zip(tables, parts[len(items) :], strict=True):
+            rows = marks.nonzero()[:, 0]
+            table.grad = torch.sparse_coo_tensor(rows[None], table.grad[rows], table.shape, is_coalesced=True)  # type: ignore[index]
 
     def _evaluate(self) -> Evaluation:
         logits = self.model.logits(self.dev)
@@ -344,7 +361,8 @@ class Training:
 
     def _probe_precision(self) -> str:
         """bf16 where it is faster on this device and gives the same loss, else fp32."""
-        if not bf16_is_faster(self.device, self.network.backbone.config.hidden_size):  # type: ignore[union-attr, arg-type]
+        width: Any = self.network.backbone.config.hidden_size
+        if not bf16_is_faster(self.device, max(width, LEAST_WIDTH)):
             return "fp32"
         rows = np.argsort(self.lengths)[len(self.lengths) // 2 :][: self.options.batch_size]
         losses = {}
@@ -428,7 +446,7 @@ def choose_device(name: str, accelerator: Accelerator) -> torch.device:
     return torch.device(name) if name in ("cpu", "mps") else accelerator.device
 
 
-def bf16_is_faster(device: torch.device, width: int, rows: int = 512, least: float = 1.3) -> bool:
+def bf16_is_faster(device: torch.device, width: int, rows: int = 256, least: float = 1.3) -> bool:
     """Whether a bf16 matrix product [rows, width] × [width, 4·width] runs at least `least` times as fast as fp32 on the device."""
     times = {}
     for kind in (torch.float32, torch.bfloat16):
@@ -438,5 +456,5 @@ def bf16_is_faster(device: torch.device, width: int, rows: int = 512, least: flo
             begin = time.perf_counter()
             float((left @ right)[0, 0])
             seen.append(time.perf_counter() - begin)
-        times[kind] = sorted(seen)[3]
+        times[kind] = min(seen)  # the least is what the machine can do when it is left alone
     return times[torch.float32] / times[torch.bfloat16] >= least

@@ -1,30 +1,31 @@
 """Writes docs/reference.md from the code: verbs and flags, options, methods, public Python names, the keys of run.json.
 
-    python scripts/make_reference.py           write the file
-    python scripts/make_reference.py --check   exit with 1 where the file is stale
+python scripts/make_reference.py           write the file
+python scripts/make_reference.py --check   exit with 1 where the file is stale
 """
 
 from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib
 import inspect
 import re
 import sys
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import lightune
-from lightune import cli, exporting, fitting, methods, optimizers, recipes, runtime, tasks
+from lightune import benchmarking, cli, exporting, fitting, methods, recipes, runtime, tasks
+from lightune.exports import EXPORTS
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference.md"
 HEADER = "# Reference\n\nThis page is made by `scripts/make_reference.py` from the code. Do not edit it.\n"
 CONTENTS = """
 [Command line](#command-line) · [Options](#options) · [Methods](#methods) · [Tasks](#tasks) · [Export targets](#export-targets) ·
-[Optimizers](#optimizers) · [Python](#python) · [run.json](#runjson)
+[Python](#python) · [run.json](#runjson)
 """
 # Meaning of every key of run.json; the keys themselves are read from the code, and one without a meaning here is an error.
 RUN_KEYS = {
@@ -61,9 +62,15 @@ ARTIFACT_KEYS = {
     "target": "export target",
     "path": "folder, relative to the run",
     "sha256": "sha256 of its manifest.json",
-    "parity": "`max_abs`: largest difference of a logit; `agree`: share of equal answers; on up to 256 development rows",
+    "parity": "`max_abs`: largest difference of a logit; `agree`: share of equal answers; `rows`: on how many development rows",
     "scores": "the test scores of the exported file, as in `scores` above; null without labelled rows",
     "kept": "its main score divided by the model's; null where that is not possible",
+}
+MEASURED_KEYS = {
+    "milliseconds": "latency of one text on one thread, from text to logits: p50, p95, with batch and length (median tokens)",
+    "examples_per_second": "throughput: value, at batch",
+    "resident_bytes": "peak resident memory of a fresh process that opens the artefact and answers; null for the model",
+    "bytes": "size of the artefact's folder; of the model, its parameters in fp32",
 }
 
 
@@ -80,7 +87,7 @@ def main() -> int:
 
 def make_page() -> str:
     """The whole page as Markdown."""
-    parts = (HEADER, CONTENTS, *_verbs(), *_options(), *_methods(), *_tasks(), *_targets(), *_optimizers(), *_python(), *_run_json())
+    parts = (HEADER, CONTENTS, *_verbs(), *_options(), *_methods(), *_tasks(), *_targets(), *_python(), *_run_json())
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)).strip() + "\n"
 
 
@@ -95,8 +102,14 @@ def _verbs() -> Iterator[str]:
         arguments = list(command.assemble_argument_collection())
         named = [_spelled(item) for item in arguments if item.field_info.kind is inspect.Parameter.POSITIONAL_ONLY]
         yield f"### {' '.join([f'lightune {verb}', *named])}\n\n{command.help}\n"
-        rows = [_flag_row(item) for item in arguments]
-        yield _table(("argument", "type", "default", "meaning"), [row for row in rows if row])
+        shown = [item for item in arguments if verb != "fit" or not _is_option(item)]
+        yield _table(("argument", "type", "default", "meaning"), [_flag_row(item) for item in shown])
+        if verb == "fit":
+            yield "and one flag for every option [below](#options), but for `train`, which is DATA.\n"
+
+
+def _is_option(argument: Any) -> bool:
+    return any(str(group.name).endswith(" options") for group in argument.parameter.group or ())
 
 
 def _spelled(argument: Any) -> str:
@@ -106,8 +119,10 @@ def _spelled(argument: Any) -> str:
 
 def _flag_row(argument: Any) -> tuple[str, str, str, str]:
     """One argument of a verb: its names, its type, its default and its help."""
-    names = ", ".join(f"`{name}`" for name in argument.names if not name.startswith("--no-"))
     text, default = argument.parameter.help or "", ""
+    if argument.field_info.kind is inspect.Parameter.VAR_KEYWORD:  # the verb hands these on: its help names them
+        return ", ".join(f"`--{word}`" for word in text.split(", ")), "text", "", "as for fit"
+    names = ", ".join(f"`{name}`" for name in argument.names if not name.startswith("--no-"))
     if found := re.search(r" ?\[default: ([^\]]*)\]", text):  # an options class, or a default that the verb works out
         default, text = found[1], text.replace(found[0], "")
     elif argument.field_info.default not in (inspect.Parameter.empty, None, False):
@@ -120,7 +135,14 @@ def _type_name(hint: Any) -> str:
         return "switch"
     text = getattr(hint, "__name__", "") if isinstance(hint, type) else str(hint)
     text = text.replace(" | None", "").replace("None | ", "")
-    words = {"str": "text", "int": "whole number", "float": "number", "list[str]": "texts", "tuple[str, ...]": "texts", "dict[str, str]": "text"}
+    words = {
+        "str": "text",
+        "int": "whole number",
+        "float": "number",
+        "list[str]": "texts",
+        "tuple[str, ...]": "texts",
+        "dict[str, str]": "text",
+    }
     return words.get(text, text)
 
 
@@ -166,21 +188,18 @@ def _tasks() -> Iterator[str]:
 
 
 def _targets() -> Iterator[str]:
-    from lightune.exports import EXPORTS
-
-    yield "\n## Export targets\n\n" + ", ".join(f"`{name}`" for name in EXPORTS) + ". See [export and runtime](export-and-runtime.md).\n"
-
-
-def _optimizers() -> Iterator[str]:
-    yield "\n## Optimizers\n\n`--optimizer NAME` or `--optimizer NAME:option=value`. They are those of `torch.optim`, and take its options:\n"
-    yield ", ".join(f"`{name}`" for name in sorted(optimizers.OPTIMIZERS)) + ".\n"
+    yield "\n## Export targets\n"
+    yield _table(("target", "what"), [(f"`{name}`", target.help) for name, target in EXPORTS.items()])
+    yield "How each is checked: [export and runtime](export-and-runtime.md).\n"
 
 
 def _python() -> Iterator[str]:
     yield "\n## Python\n"
     for module, names in ((lightune, lightune.__all__), (runtime, runtime.__all__)):
         yield f"### {module.__name__}\n"
-        yield _table(("name", "what"), [(f"`{name}{_signature(getattr(module, name))}`", _first_line(getattr(module, name))) for name in names])
+        yield _table(
+            ("name", "what"), [(f"`{name}{_signature(getattr(module, name))}`", _first_line(getattr(module, name))) for name in names]
+        )
         for name in names:
             value = getattr(module, name)
             if inspect.isclass(value) and (rows := list(_members(value))):
@@ -204,10 +223,15 @@ def _signature(value: Any) -> str:
 def _members(cls: type) -> Iterator[tuple[str, str]]:
     """The public methods and properties that a class itself defines and describes."""
     for name, value in vars(cls).items():
-        plain = value.__func__ if isinstance(value, (classmethod, staticmethod)) else getattr(value, "fget", None) or getattr(value, "func", value)
+        plain = (
+            value.__func__
+            if isinstance(value, (classmethod, staticmethod))
+            else getattr(value, "fget", None) or getattr(value, "func", value)
+        )
         if name.startswith("_") or not inspect.isfunction(plain) or not plain.__doc__:
             continue
-        call = _signature(plain).replace("(self, ", "(").replace("(self)", "()").replace("(cls, ", "(") if plain is value or not hasattr(value, "fget") else ""
+        is_property = isinstance(value, (property, cached_property))
+        call = "" if is_property else _signature(plain).replace("(self, ", "(").replace("(self)", "()").replace("(cls, ", "(")
         yield f"`{name}{call}`", _first_line(plain)
 
 
@@ -219,41 +243,40 @@ def _first_line(value: Any) -> str:
 
 def _run_json() -> Iterator[str]:
     yield "\n## run.json\n\nWhat `lightune fit` writes into the run folder and prints with `--json`.\n"
-    written = _keys_of(fitting)
-    yield _table(("key", "meaning"), [(f"`{key}`", RUN_KEYS[key]) for key in _explained(written, RUN_KEYS)])
-    entry = [key for key in ("target", "path", "sha256", "parity", "scores", "kept") if key in _keys_of(exporting)]
+    yield _explained(_keys_of(fitting), RUN_KEYS)
     yield "\nAn entry of `artifacts`:\n"
-    rows = [(f"`{key}`", ARTIFACT_KEYS[key]) for key in _explained(entry, ARTIFACT_KEYS)]
-    yield _table(("key", "meaning"), rows)
-    benchmarking = importlib.import_module("lightune.benchmarking")
-    yield f"\nand what was measured ({_first_line(benchmarking.measure)[:-1].lower()}): see [export and runtime](export-and-runtime.md).\n"
+    yield _explained(_keys_of(exporting), ARTIFACT_KEYS)
+    yield "\nand, there and in `reference`:\n"
+    yield _explained(_keys_of(benchmarking), MEASURED_KEYS)
 
 
 def _keys_of(module: Any) -> list[str]:
-    """Every text key that a module writes into `record` or into the dict of its function that describes a run or an artefact."""
-    tree = ast.parse(inspect.getsource(module))
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and node.name in ("_describe", "export"):
-            dicts = [item.value for item in ast.walk(node) if isinstance(item, ast.Return) and isinstance(item.value, ast.Dict)]
-            found += [key.value for each in dicts for key in each.keys if isinstance(key, ast.Constant)]
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.BinOp) and isinstance(node.value.right, ast.Dict) and _names(node, "record"):
-            found += [key.value for key in node.value.right.keys if isinstance(key, ast.Constant)]
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Subscript) and _names(node, "record"):
-            found += [node.targets[0].slice.value] if isinstance(node.targets[0].slice, ast.Constant) else []
-    return list(dict.fromkeys(map(str, found)))
+    """The keys that a module writes into a record: of the dict that its describing function returns, and those added to `record` later."""
+    found: list[Any] = []
+    for node in ast.walk(ast.parse(inspect.getsource(module))):
+        if isinstance(node, ast.FunctionDef) and node.name in ("_describe", "export", "measure"):
+            found += [
+                key
+                for item in ast.walk(node)
+                if isinstance(item, ast.Return) and isinstance(item.value, ast.Dict)
+                for key in item.value.keys
+            ]
+        elif isinstance(node, ast.Assign):
+            match node.targets[0], node.value:
+                case ast.Name(id="record"), ast.BinOp(right=ast.Dict(keys=keys)):
+                    found += keys
+                case ast.Subscript(value=ast.Name(id="record"), slice=key), _:
+                    found.append(key)
+    return list(dict.fromkeys(str(key.value) for key in found if isinstance(key, ast.Constant)))
 
 
-def _names(node: ast.Assign, name: str) -> bool:
-    target = node.targets[0]
-    return isinstance(target, ast.Name) and target.id == name or isinstance(target, ast.Subscript) and isinstance(target.value, ast.Name) and target.value.id == name
-
-
-def _explained(keys: list[str], meanings: dict[str, str]) -> list[str]:
-    """The keys, if each has a meaning and each meaning a key."""
+def _explained(keys: list[str], meanings: dict[str, str]) -> str:
+    """The keys with their meanings as a table, if each has a meaning and each meaning a key."""
     if wrong := set(keys) ^ set(meanings):
-        raise SystemExit(f"run.json: {', '.join(sorted(wrong))} are in the code or in RUN_KEYS but not in both. Correct RUN_KEYS.")
-    return keys
+        raise SystemExit(
+            f"run.json: {', '.join(sorted(wrong))}: in the code or explained in this script, but not both. Correct the script."
+        )
+    return _table(("key", "meaning"), [(f"`{key}`", meanings[key]) for key in keys])
 
 
 def _table(headers: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -25,9 +25,11 @@ def shared_data() -> Path:
 def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Source]:
     """tiny_source(family): a random model of that family (see `tiny_models.FAMILIES`), saved as transformers saves one."""
     import tiny_models
+    import torch
 
     from lightune.sources import resolve_model
 
+    torch.set_num_threads(1)  # more cost time on models so small
     made: dict[str, Source] = {}
 
     def source(family: str) -> Source:

@@ -33,8 +33,35 @@ NO_TORCH = {
     "errors", "requirements", "options", "recipes", "data", "metrics", "runtime", "tasks", "evaluation", "sources", "catalogue", "wheels", "headers", "runs",
     "reports", "listing", "predictors", "inspection", "terminal", "cli", "benchmarking", "__init__", "__main__",
 }  # fmt: skip
-NO_NUMPY = {"errors", "requirements", "options", "recipes", "sources", "catalogue", "wheels", "headers", "runs", "terminal", "cli", "__init__", "__main__"}
-HEAVY = {"torch", "transformers", "accelerate", "safetensors", "onnx", "onnxscript", "datasets", "pyarrow", "pandas", "sklearn", "scipy", "psutil"}
+NO_NUMPY = {
+    "errors",
+    "requirements",
+    "options",
+    "recipes",
+    "sources",
+    "catalogue",
+    "wheels",
+    "headers",
+    "runs",
+    "terminal",
+    "cli",
+    "__init__",
+    "__main__",
+}
+HEAVY = {
+    "torch",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "onnx",
+    "onnxscript",
+    "datasets",
+    "pyarrow",
+    "pandas",
+    "sklearn",
+    "scipy",
+    "psutil",
+}
 
 
 @dataclass(frozen=True)
@@ -104,7 +131,9 @@ def test_modules_import_lower_floors_and_their_own_alone() -> None:
 
 
 def test_nothing_inside_imports_the_root_but_for_its_version() -> None:
-    roots = {found.name for found in imports() if found.name == "lightune" or (found.name.startswith("lightune.") and found.name.count(".") == 1)}
+    roots = {
+        found.name for found in imports() if found.name == "lightune" or (found.name.startswith("lightune.") and found.name.count(".") == 1)
+    }
     assert {name.removeprefix("lightune.") for name in roots} - {top(name) for name in modules()} <= {"__version__"}
 
 

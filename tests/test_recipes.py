@@ -22,7 +22,9 @@ def test_flags_win_over_the_file_and_the_file_over_defaults() -> None:
     [
         Recipe(),
         Recipe(method="lora:rank=4", to=("onnx", "onnx-int8"), pooling="cls"),
-        Recipe(data=DataOptions(train='C:\\a "b" ünï.csv', delimiter="\t", limit=10), train=TrainOptions(rate=1e-5, patience=2, epochs=0.5)),
+        Recipe(
+            data=DataOptions(train='C:\\a "b" ünï.csv', delimiter="\t", limit=10), train=TrainOptions(rate=1e-5, patience=2, epochs=0.5)
+        ),
     ],
 )
 def test_a_recipe_survives_toml(recipe: Recipe) -> None:

@@ -16,11 +16,21 @@ from lightune.data import Example
 from lightune.methods import make_method
 from lightune.tasks import find_task
 
-WORDS = (
-    "the a an is was it this that film food hotel room staff we they good great lovely fine bad awful poor dull very quite not and but "
-    "then again here there today again on in of with slow quick clean dirty"
-).split()
-MOODS = {"good": "happy", "great": "happy", "lovely": "happy", "bad": "sad", "awful": "sad", "poor": "sad", "slow": "tired", "dull": "tired"}
+TEXT = """
+    the a an is was it this that film food hotel room staff we they good great lovely fine bad awful poor dull very quite not and but
+    then again here there today again on in of with slow quick clean dirty
+"""
+WORDS = TEXT.split()
+MOODS = {
+    "good": "happy",
+    "great": "happy",
+    "lovely": "happy",
+    "bad": "sad",
+    "awful": "sad",
+    "poor": "sad",
+    "slow": "tired",
+    "dull": "tired",
+}
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "max_position_embeddings": 40}
 TRANSFORMERS = {"initializer_range": 0.1, "vocab_size": 64, "pad_token_id": 0}
@@ -31,7 +41,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "electra": {**SIZES, "embedding_size": 16},
     "albert": {**SIZES, "embedding_size": 16},
     "modernbert": {**SIZES, "global_attn_every_n_layers": 2, "local_attention": 8, "cls_token_id": 2, "sep_token_id": 3},
-    "deberta-v2": {**SIZES, "relative_attention": True, "position_buckets": 8, "pos_att_type": ["p2c", "c2p"], "norm_rel_ebd": "layer_norm"},
+    "deberta-v2": {
+        **SIZES,
+        "relative_attention": True,
+        "position_buckets": 8,
+        "pos_att_type": ["p2c", "c2p"],
+        "norm_rel_ebd": "layer_norm",
+    },
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40, "n_inner": 48},
     "llama": {**SIZES, "num_key_value_heads": 2},
 }

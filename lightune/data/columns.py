@@ -168,8 +168,8 @@ def choose(
     if task is not None and task not in TASKS:
         raise unknown("task", task, TASKS)
     labels = _label_list(label, names)
-    if not labelled and not set(labels) & set(names):
-        labels = ()
+    hidden = bool(labels) and not labelled and set(labels).isdisjoint(names)
+    labels = () if hidden else labels
     _check_named(names, {"text": text, "pair": pair}, labels)
     profiles = {name: profile(name, [record.get(name) for record in sample]) for name in names}
     split = _split_column(profiles, sample, taken={text, pair, *labels})
@@ -177,7 +177,7 @@ def choose(
     if text is None or (pair is None and task == "pair"):
         text, pair = _texts(free, text, pair, task, needs_label=labelled and not labels)
     free = {name: look for name, look in free.items() if name not in (text, pair)}
-    target = labels or _target(free, task, labelled)
+    target = () if hidden else labels or _target(free, task, labelled)
     chosen = _task(task, pair, [profiles[name] for name in target])
     columns = Columns(chosen, text, pair if chosen in ("pair", "regress") else None, target)
     separator = (

@@ -36,7 +36,7 @@ def describe(
 ) -> dict[str, Any]:
     """The data set in figures, ready for JSON.
 
-    {"parts": {part: {"rows", "source", "sha256" (of a file), "labels": {label: rows} or "values" (to regress), "characters", "tokens"}},
+    {"parts": {part: {"rows", "source", "sha256" (of a file), "labels": {label: rows}, "values" (to regress), "characters", "tokens"}},
     "columns", "facts" (how the first part was read), "told", "findings"}. Characters, tokens and values have min, median, p95, max and
     total; tokens also "cut_at": {limit: tokens that it would cut}. `lengths` as in `examine`.
     """
@@ -55,11 +55,10 @@ def _figures(examples: Examples, tokens: np.ndarray | None) -> dict[str, Any]:
     found: dict[str, Any] = {"rows": len(examples), "source": examples.source}
     if "sha256" in examples.facts:
         found["sha256"] = examples.facts["sha256"]
+    counts = Counter(label for example in examples for label in labels_of(example)) if examples.labels else Counter()
+    found["labels"] = {label: counts[label] for label in examples.labels}
     if examples.columns.task == "regress":
         found["values"] = _spread(np.array([example.target for example in examples if example.target is not None], dtype=np.float64))
-    else:
-        counts = Counter(label for example in examples for label in labels_of(example))
-        found["labels"] = {label: counts[label] for label in examples.labels}
     found["characters"] = _spread(np.array([len(example.text) + len(example.pair or "") for example in examples], dtype=np.int64))
     if tokens is not None:
         tokens = np.asarray(tokens)

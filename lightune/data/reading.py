@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,19 +100,21 @@ def read(
 def read_parts(source: Any, *, limit: int | None = None, **options: Any) -> dict[str, Examples]:
     """Read every part that a source has: {"train": ..., "dev": ..., "test": ...}, or {"train": all of it} where it has no parts.
 
-    `options` as in `read`. Parts that lie apart are all read by the columns of the first of them. `limit` counts in each part.
+    `options` as in `read`. Parts that lie apart are all read by the columns of the first of them. `limit` counts in each part. A test
+    part of which no row has a label, as competitions publish it, comes as "unlabelled".
     """
     resolved, name = origins.resolve(source), _name(source)
-    if not _lies_apart(resolved):
-        examples, parts = _load(resolved, Request(**options), name)
-        chosen = {part: _only(examples, parts, part) for part in examples.facts["parts"]} or {"train": examples}
-        return {part: _limited(each, limit) for part, each in chosen.items()}
-    found: dict[str, Examples] = {}
-    for part, each in resolved.items():
-        examples, _ = _load(each, Request(**options), f"{name} ({part})")
-        found[part] = _limited(examples, limit)
-        options.update(examples.columns.arguments())
-    return found
+    if _lies_apart(resolved):
+        parts = {}
+        for part, each in resolved.items():
+            request = Request(**{**options, "labelled": options.get("labelled", True) and part != "test"})
+            parts[part], _ = _load(each, request, f"{name} ({part})")
+            options.update(parts[part].columns.arguments())
+    else:
+        examples, places = _load(resolved, Request(**options), name)
+        parts = {part: _only(examples, places, part) for part in examples.facts["parts"]} or {"train": examples}
+    hidden = "train" in parts and "test" in parts and all(example.target is None for example in parts["test"])
+    return {"unlabelled" if part == "test" and hidden else part: _limited(each, limit) for part, each in parts.items()}
 
 
 def _name(source: Any) -> str:
@@ -120,7 +122,7 @@ def _name(source: Any) -> str:
 
 
 def _lies_apart(resolved: Any) -> bool:
-    return isinstance(resolved, Mapping) and all(part_name(name) for name in resolved)
+    return isinstance(resolved, Mapping) and bool(resolved) and all(part_name(name) for name in resolved)
 
 
 def _limited(examples: Examples, limit: int | None) -> Examples:
@@ -165,8 +167,8 @@ def _open(path: Path, request: Request) -> Table:
             raise InputError(f"{path} is a compressed file of a format that compresses itself. Decompress it first.")
         return arrow_files.open_file(path)
     scan = files.scan(path, request.encoding)
-    if kind is None or kind == "text":
-        kind = delimited.kind_of_text(path, scan.encoding, request.named) if kind is None or request.named or request.labelled else kind
+    if kind is None or (kind == "text" and (request.named or request.labelled)):
+        kind = delimited.kind_of_text(path, scan.encoding, request.named)
     if kind == "delimited":
         table = delimited.open_table(path, scan.encoding, request.delimiter, request.named)
     else:
@@ -214,19 +216,23 @@ def _from_storage(folder: Path, key: str, kept: dict[str, Any], source: str) -> 
 
 
 def _format_sentence(table: Table, rows: int) -> str:
+    """How the source was read: 'reviews.csv: delimited text; delimiter comma; encoding utf-8; 1,000 rows.'"""
     facts = table.facts
-    details = [facts["format"]]
-    if "delimiter" in facts:
-        details.append(f"delimiter {delimited.DELIMITERS.get(facts['delimiter'], repr(facts['delimiter']))}")
-        details += (
-            []
-            if facts["header"]
-            else [f"no header line, so its columns are called {', '.join(table.names[:3])}{', ...' * (len(table.names) > 3)}"]
-        )
-        details += {"none": ["quotes are letters like any other"], "escaped": ["quotes escaped by a backslash"]}.get(facts["quotes"], [])
+    details = [facts["format"], *(_delimited_details(table) if "delimiter" in facts else ())]
     if "encoding" in facts:
         guess = facts["encoding_guessed"] and facts["encoding"] != "utf-8-sig"
         details.append(f"encoding {facts['encoding'].removesuffix('-sig')}" + " (a guess from its bytes)" * guess)
-    details += [facts["compression"]] if facts.get("compression") else []
-    details += [f"{facts['blank_lines']:,} blank lines skipped"] if facts.get("blank_lines") else []
+    if facts.get("compression"):
+        details.append(facts["compression"])
+    if facts.get("blank_lines"):
+        details.append(f"{facts['blank_lines']:,} blank lines skipped")
     return f"{table.source}: {'; '.join(details)}; {rows:,} rows."
+
+
+def _delimited_details(table: Table) -> Iterator[str]:
+    facts = table.facts
+    yield f"delimiter {delimited.DELIMITERS.get(facts['delimiter'], repr(facts['delimiter']))}"
+    if not facts["header"]:
+        yield f"no header line, so its columns are called {', '.join(table.names[:3])}{', ...' * (len(table.names) > 3)}"
+    if facts["quotes"] != "doubled":
+        yield {"none": "quotes are letters like any other", "escaped": "quotes are escaped by a backslash"}[facts["quotes"]]

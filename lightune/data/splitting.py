@@ -13,7 +13,7 @@ from typing import Any
 from lightune.data.examples import Examples, fingerprint, labels_of
 from lightune.errors import InputError
 
-BINS = 10  # quantiles of the target that each part of a regression holds in the same shares
+BINS = 10  # quantiles of the target, fewer where a quantile would have fewer texts than this, from which each part gets its share
 Groups = list[list[int]]  # positions of the examples that have the same text
 
 
@@ -38,8 +38,8 @@ def split(examples: Examples, *, dev: Examples | float | None = 0.1, test: Examp
 
     dev, test: a share of the rows, examples that are given, or None (or 0) for no such part.
     Each part holds each label in nearly the same share (to regress: each tenth of the values; multilabel: by a row's rarest label), and
-    every label stays in train. Rows with the same text and pair, but for case, blanks and Unicode form, stay together. The same seed
-    gives the same parts. Unlabelled rows are set apart and counted.
+    every label stays in train. Rows with the same text and pair, but for case, blanks and how accents are written, stay together. The
+    same seed gives the same parts. Unlabelled rows are set apart and counted.
 
     Raises:
         InputError: shares that leave no train rows, or fewer different texts than parts.
@@ -54,8 +54,11 @@ def split(examples: Examples, *, dev: Examples | float | None = 0.1, test: Examp
             f"{examples.source} has {len(groups)} different labelled texts, too few for {len(shares) + 1} parts. Give more rows."
         )
     chosen = _allocate(_strata(targets, groups, examples.columns.task), shares, random.Random(seed))
-    held = {index for indices in chosen.values() for index in indices}
-    cut = {name: examples.take(sorted(indices)) for name, indices in chosen.items()}
+    if examples.columns.task != "regress":
+        _return_unknown(chosen, targets, groups)
+    places = {name: sorted(index for group in taken for index in group) for name, taken in chosen.items()}
+    held = set().union(*places.values())
+    cut = {name: examples.take(indices) for name, indices in places.items()}
     given = {name: _labelled(part) for name, part in (("dev", dev), ("test", test)) if isinstance(part, Examples)}
     found = {"train": examples.take([index for index in labelled if index not in held]), **cut, **given}
     facts = _facts(found, shares, seed, len(labelled) - len(groups), len(unlabelled))
@@ -92,7 +95,8 @@ def _strata(targets: Sequence[Any], groups: Groups, task: str) -> dict[Any, Grou
     if task == "regress":
         values = [fmean(targets[index] for index in group) for group in groups]
         ordered = sorted(values)
-        edges = [ordered[len(ordered) * tenth // BINS] for tenth in range(1, BINS)]
+        bins = min(BINS, max(1, len(groups) // BINS))
+        edges = [ordered[len(ordered) * bin // bins] for bin in range(1, bins)]
         for group, value in zip(groups, values, strict=True):
             strata.setdefault(bisect.bisect_right(edges, value), []).append(group)
         return strata
@@ -105,9 +109,9 @@ def _strata(targets: Sequence[Any], groups: Groups, task: str) -> dict[Any, Grou
     return strata
 
 
-def _allocate(strata: dict[Any, Groups], shares: dict[str, float], chance: random.Random) -> dict[str, list[int]]:
+def _allocate(strata: dict[Any, Groups], shares: dict[str, float], chance: random.Random) -> dict[str, Groups]:
     """Take each part's share out of each stratum; what a stratum rounds off is owed to the next, so that the totals hold."""
-    chosen: dict[str, list[int]] = {name: [] for name in shares}
+    chosen: dict[str, Groups] = {name: [] for name in shares}
     owed = dict.fromkeys(shares, 0.0)
     for stratum in sorted(strata):
         groups = strata[stratum]
@@ -117,25 +121,47 @@ def _allocate(strata: dict[Any, Groups], shares: dict[str, float], chance: rando
             quota = share * rows + owed[name]
             taken = _take(groups, quota)
             chosen[name] += taken
-            owed[name] = min(max(quota - len(taken), -0.5), 1.0)
-    for indices in chosen.values():
-        if not indices:
-            indices += max(strata.values(), key=len).pop()
+            owed[name] = min(max(quota - sum(map(len, taken)), -0.5), 1.0)
+    for name, taken in chosen.items():
+        largest = max(strata.values(), key=len)
+        if not taken and len(largest) < 2:
+            raise InputError(
+                f"There is nothing to put into {name}: no label is left with two different texts. Give more rows for each label."
+            )
+        if not taken:
+            taken.append(largest.pop())
     return chosen
 
 
-def _take(groups: Groups, quota: float) -> list[int]:
-    """Remove groups until the quota of rows is met as nearly as whole groups allow; one group always stays."""
-    taken: list[int] = []
+def _take(groups: Groups, quota: float) -> Groups:
+    """Remove and return groups until the quota of rows is met as nearly as whole groups allow; one group always stays."""
+    taken: Groups = []
     kept: Groups = []
+    rows = 0
     for index, group in enumerate(groups):
-        stays = index == len(groups) - 1 and not kept
-        if stays or len(taken) + len(group) / 2 > quota:
+        last = index == len(groups) - 1 and not kept
+        if last or rows + len(group) / 2 > quota:
             kept.append(group)
         else:
-            taken += group
+            taken.append(group)
+            rows += len(group)
     groups[:] = kept
     return taken
+
+
+def _return_unknown(chosen: dict[str, Groups], targets: Sequence[Any], groups: Groups) -> None:
+    """Give back to train the groups with a label that no train row has: a row's other labels, or another row's label in its group."""
+
+    def labels(group: list[int]) -> set[str]:
+        return {label for index in group for label in (targets[index] if isinstance(targets[index], tuple) else (targets[index],))}
+
+    held = {group[0] for taken in chosen.values() for group in taken}
+    known = set().union(*(labels(group) for group in groups if group[0] not in held))
+    for taken in chosen.values():
+        for group in list(taken):
+            if not labels(group) <= known:
+                taken.remove(group)
+                known |= labels(group)
 
 
 def _facts(found: dict[str, Examples], shares: dict[str, float], seed: int, repeated: int, unlabelled: int) -> dict[str, Any]:

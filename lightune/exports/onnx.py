@@ -16,7 +16,7 @@ import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
 from transformers import PreTrainedModel
 
-import lightune
+from lightune import __version__
 from lightune.errors import InputError
 from lightune.exports.quantization import quantize
 from lightune.exports.staging import staged
@@ -59,7 +59,7 @@ def write(
         facts = {"format": predictor.FORMAT, "answers": answers.to_dict(), "tokenizer": encoder.to_dict()}
         text = json.dumps(facts | {"base": base, "name": name, "precision": precision}, ensure_ascii=False, indent=1)
         (draft / "task.json").write_text(text, encoding="utf-8")
-        manifest.write(draft, lightune.__version__)
+        manifest.write(draft, __version__)
     return Path(folder)
 
 
@@ -99,7 +99,7 @@ def _tidied(model: ir.Model) -> ir.Model:
         for value in node.outputs:
             value.metadata_props.clear()
             if not value.is_graph_output():
-                value.shape = None
+                value.shape, value.type = None, None
     for value in model.graph.inputs:
         value.shape = ir.Shape(["batch", "length"])
     return model

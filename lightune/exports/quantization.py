@@ -65,7 +65,7 @@ def _replace_table(graph: ir.Graph, node: ir.Node, table: ir.Value) -> None:
 
 def _replace_product(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> None:
     """Gemm, or MatMul together with the Add of a bias where one follows."""
-    transposed = bool(node.attributes.get_int("transB", 0))
+    transposed = weight is not node.inputs[1] or node.attributes.get_int("transB", 0) == 1
     how = "rows" if transposed else "columns"
     values, scales = _constants(graph, weight, how, lambda: quantize_columns(_array(weight).T if transposed else _array(weight)))
     if node.op_type == "Gemm":
@@ -129,6 +129,9 @@ def _matrix(node: ir.Node) -> ir.Value | None:
     if node.attributes.get_int("axis", 0) or node.attributes.get_int("transA", 0):
         return None
     value = node.inputs[MATRIX[node.op_type]]
+    turned = value.producer() if value is not None and node.op_type == "MatMul" else None
+    if turned is not None and turned.op_type == "Transpose":  # so the exporter leaves a weight that several layers share
+        value = turned.inputs[0]
     constant = value.const_value if value is not None and value.is_initializer() else None
     fits = constant is not None and constant.dtype == ir.DataType.FLOAT and len(constant.shape) == 2 and constant.size >= LEAST
     return value if fits else None

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,8 @@ class LowRank(nn.Module):
 
     def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float) -> None:
         super().__init__()
-        rows, columns = base.weight.shape if isinstance(base, nn.Linear) else base.weight.shape[::-1]  # type: ignore[union-attr, misc]
+        weight: Any = base.weight
+        rows, columns = weight.shape if isinstance(base, nn.Linear) else weight.shape[::-1]
         self.base = base
         self.scale = scale
         self.drop = Dropout(dropout)
@@ -38,9 +40,10 @@ class LowRank(nn.Module):
 
     def fold(self) -> nn.Module:
         """The base layer with the product added to its weight."""
-        change = (self.up.double() @ self.down.double() * self.scale).to(self.base.weight.dtype)  # type: ignore[union-attr, operator]
+        weight: Any = self.base.weight
+        change = (self.up.double() @ self.down.double() * self.scale).to(weight.dtype)
         with torch.no_grad():
-            self.base.weight += change if isinstance(self.base, nn.Linear) else change.T  # type: ignore[operator]
+            weight += change if isinstance(self.base, nn.Linear) else change.T
         return self.base
 
 
@@ -90,11 +93,11 @@ def matches(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def exchange(module: nn.Module, replace: object) -> None:
+def exchange(module: nn.Module, replace: Callable[[nn.Module], nn.Module]) -> None:
     """Put `replace(layer)` in the place of every LowRank, Linear and Conv1D below `module`; a layer used twice is replaced once."""
     for parent in list(module.modules()):
         if isinstance(parent, LowRank):
             continue
         for name, child in list(parent.named_children()):
             if isinstance(child, (LowRank, nn.Linear, Conv1D)):
-                setattr(parent, name, replace(child))  # type: ignore[operator]
+                setattr(parent, name, replace(child))

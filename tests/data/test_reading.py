@@ -121,7 +121,7 @@ def test_quotes_escaped_by_a_backslash_are_read(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text('text,label\n"she said \\"no\\", twice",x\n"b",y\n')
     examples = read(tmp_path / "a.csv")
     assert examples[0].text == 'she said "no", twice'
-    assert "quotes escaped by a backslash" in examples.facts["told"][0]
+    assert "quotes are escaped by a backslash" in examples.facts["told"][0]
 
 
 def test_quotes_in_a_tab_file_without_quoting_are_letters(tmp_path: Path) -> None:
@@ -151,22 +151,20 @@ def test_a_missing_header_is_noticed(tmp_path: Path, content: str, names: tuple[
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("suffixes", "content"),
     [
-        '{"text": "a", "label": "x"}\n\n{"text": "b", "label": "y"}\n',
-        '[{"text": "a", "label": "x"},\n {"text": "b", "label": "y"}]',
-        '{"data": [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]}',
-        '{"text": ["a", "b"], "label": ["x", "y"]}',
-        '{"text": {"0": "a", "1": "b"}, "label": {"0": "x", "1": "y"}}',
+        (".json .jsonl .ndjson none", '{"text": "a", "label": "x"}\n\n{"text": "b", "label": "y"}\n'),
+        (".json .jsonl none", '[{"text": "a", "label": "x"},\n {"text": "b", "label": "y"}]'),
+        (".json", '{"data": [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}]}'),
+        (".json", '{"text": ["a", "b"], "label": ["x", "y"]}'),
+        (".json", '{"text": {"0": "a", "1": "b"}, "label": {"0": "x", "1": "y"}}'),
     ],
 )
-@pytest.mark.parametrize("suffix", [".json", ".jsonl", ""])
-def test_json_is_read_in_every_form(tmp_path: Path, content: str, suffix: str) -> None:
-    if suffix != ".json" and content.startswith('{"') and "\n" not in content:
-        pytest.skip("one object on one line is one row of JSON Lines")
-    path = tmp_path / f"a{suffix}"
-    path.write_text(content)
-    assert pairs(read(path)) == [("a", "x"), ("b", "y")]
+def test_json_is_read_in_every_form(tmp_path: Path, suffixes: str, content: str) -> None:
+    for suffix in suffixes.split():
+        path = tmp_path / f"a{suffix.removeprefix('none')}"
+        path.write_text(content)
+        assert pairs(read(path)) == [("a", "x"), ("b", "y")]
 
 
 @pytest.mark.parametrize(
@@ -240,6 +238,9 @@ def test_wrong_paths_are_input_errors(tmp_path: Path) -> None:
             read(tmp_path / "header.csv")
     with pytest.raises(InputError, match="A source of type int cannot be read"):
         read(3)
+    for nothing in ([], {}, ([], [])):
+        with pytest.raises(InputError, match="has no rows"):
+            read(nothing)
 
 
 def test_a_wrong_column_names_the_nearest(tmp_path: Path) -> None:
@@ -393,6 +394,19 @@ def test_a_folder_with_files_named_after_parts_is_a_data_set(tmp_path: Path) -> 
     write_csv(tmp_path / "val.csv", ROWS)
     with pytest.raises(InputError, match=r"val\.csv and validation\.jsonl are both dev"):
         read(tmp_path)
+
+
+def test_a_test_part_without_labels_is_unlabelled(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
+    for rows in ([{"text": "c"}, {"text": "d"}], [{"text": "c", "label": None}, {"text": "d", "label": ""}]):
+        write_jsonl(tmp_path / "test.jsonl", rows)
+        parts = read_parts(tmp_path)
+        assert list(parts) == ["train", "unlabelled"]
+        assert pairs(parts["unlabelled"]) == [("c", None), ("d", None)]
+    table = write_csv(
+        tmp_path / "all.csv", [("a", "x", "train"), ("b", "y", "train"), ("c", "", "test")], header=("text", "label", "split")
+    )
+    assert list(read_parts(table)) == ["train", "unlabelled"]
 
 
 def test_limit_keeps_the_first_rows_and_says_so(tmp_path: Path) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import functools
 import gzip
 import io
 import json
 import tempfile
 from pathlib import Path
 
+import pyarrow
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pyarrow import parquet
 
 from lightune.data import read
 from lightune.errors import InputError
@@ -81,3 +86,39 @@ def test_any_bytes_are_read_or_are_an_input_error(suffix: str, content: bytes, p
             assert all(isinstance(example.text, str) for example in examples)
         else:
             assert str(path) in str(problem)
+
+
+@QUICK
+@given(
+    suffix=st.sampled_from((".csv", ".jsonl.gz", ".csv.zst", ".parquet", ".arrow")),
+    changes=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=4),
+)
+def test_a_damaged_file_is_read_or_is_an_input_error(suffix: str, changes: list[tuple[int, int]]) -> None:
+    content = bytearray(whole_file(suffix))
+    for place, byte in changes:
+        content[place % len(content)] = byte
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"a{suffix}"
+        path.write_bytes(content)
+        with contextlib.suppress(InputError):
+            assert len(read(path)) > 0
+
+
+@functools.cache
+def whole_file(suffix: str) -> bytes:
+    """A good file of this format."""
+    rows = [{"text": f"text {index}, é的😀", "label": f"label {index % 3}"} for index in range(20)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    table = as_csv([(row["text"], "", row["label"]) for row in rows])
+    if suffix in (".csv", ".jsonl.gz"):
+        return table if suffix == ".csv" else gzip.compress(lines)
+    if suffix == ".csv.zst":
+        return zstandard.compress(table)
+    buffer = pyarrow.BufferOutputStream()
+    columns = pyarrow.Table.from_pylist(rows)
+    if suffix == ".parquet":
+        parquet.write_table(columns, buffer)
+    else:
+        with pyarrow.ipc.new_file(buffer, columns.schema) as writer:
+            writer.write_table(columns)
+    return buffer.getvalue().to_pybytes()

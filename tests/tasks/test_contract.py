@@ -43,7 +43,9 @@ def test_a_task_describes_what_its_rows_show(name: str) -> None:
         assert targets.dtype == np.int64
         assert [task.answers.labels[place] for place in targets] == [row.target for row in rows]
     elif name == "multilabel":
-        assert [tuple(label for label, held in zip(task.answers.labels, row, strict=True) if held) for row in targets] == [r.target for r in rows]
+        assert [tuple(label for label, held in zip(task.answers.labels, row, strict=True) if held) for row in targets] == [
+            r.target for r in rows
+        ]
     else:
         assert targets.dtype == np.float32
         np.testing.assert_allclose(targets * task.answers.scale + task.answers.center, [row.target for row in rows], rtol=1e-6)
@@ -90,7 +92,9 @@ def test_scores_are_plain_numbers_and_hold_the_main_one(name: str) -> None:
     scores = task.score(logits, targets)
     assert task.primary in scores
     assert all(type(value) is float and np.isfinite(value) for value in scores.values())
-    right = task.score(np.full_like(logits, -9) + 18 * (logits * 0 + truth(task, targets)) if name != "regress" else truth(task, targets), targets)
+    right = task.score(
+        np.full_like(logits, -9) + 18 * (logits * 0 + truth(task, targets)) if name != "regress" else truth(task, targets), targets
+    )
     assert right[task.primary] == pytest.approx(1)
 
 
@@ -173,7 +177,10 @@ def test_label_smoothing_and_r_drop_follow_their_equations() -> None:
     spread = 0.9 * -log_chance[torch.arange(ROWS), gold] + 0.1 / count * -log_chance.sum(-1)
     torch.testing.assert_close(task.losses(scores, gold, 0.1), spread)
     other = scores.flip(0)
-    both = [functional.kl_div(a.log_softmax(-1), b.log_softmax(-1), log_target=True, reduction="none").sum(-1) for a, b in ((scores, other), (other, scores))]
+    both = [
+        functional.kl_div(a.log_softmax(-1), b.log_softmax(-1), log_target=True, reduction="none").sum(-1)
+        for a, b in ((scores, other), (other, scores))
+    ]
     torch.testing.assert_close(task.divergences(scores, other), (both[0] + both[1]) / 2)
     many, _, table, outputs = described("multilabel")
     one, two = torch.from_numpy(outputs), torch.from_numpy(outputs).flip(0)

@@ -25,15 +25,22 @@ def describe_model(target: str) -> dict[str, Any]:
     repeats = layers / len(blocks)
     inside = {id(item): name for block in blocks for name, item in block.named_parameters()}
     table = architectures.word_embedding(backbone).weight
+    looked_up = {id(part.weight) for part in backbone.modules() if isinstance(part, nn.Embedding)}  # read, not multiplied
     count, work = dict.fromkeys(PARTS, 0), dict.fromkeys(PARTS, 0.0)
     for name, item in backbone.named_parameters():
-        part = "token table" if item is table else _part(inside.get(id(item)), name, item.ndim)
+        part = "token table" if item is table else _part(inside.get(id(item)), name, item.ndim, id(item) in looked_up)
         count[part] += item.numel()
-        if item.ndim >= 2 and "embedding" not in name.rsplit(".", 2)[-2].lower():
+        if item.ndim >= 2 and id(item) not in looked_up:
             work[part] += item.numel() * (repeats if id(item) in inside else 1)
     total = sum(count.values())
     parts = [
-        {"part": part, "parameters": count[part], "bytes": count[part] * 4, "share": count[part] / total, "multiply_adds_per_token": round(work[part])}
+        {
+            "part": part,
+            "parameters": count[part],
+            "bytes": count[part] * 4,
+            "share": count[part] / total,
+            "multiply_adds_per_token": round(work[part]),
+        }
         for part in PARTS
     ]
     return {
@@ -51,10 +58,10 @@ def _backbone(target: str) -> nn.Module:
     return models.load(folder if (folder / "model.json").exists() else folder.parents[1] / "model").network.backbone
 
 
-def _part(inner: str | None, name: str, dimensions: int) -> str:
+def _part(inner: str | None, name: str, dimensions: int, looked_up: bool) -> str:
     """The part that a parameter belongs to, from its name inside its block."""
     if dimensions < 2:
         return "norms and biases"
     if inner is None:
-        return "other embeddings" if "embed" in name.lower() else "rest"
+        return "other embeddings" if looked_up or "embed" in name.lower() else "rest"
     return "attention" if "att" in inner.lower() else "feed-forward"

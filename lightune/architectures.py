@@ -19,7 +19,9 @@ def blocks(backbone: nn.Module) -> list[nn.Module]:
 
     ALBERT's shared block is one block.
     """
-    lists: list[tuple[str, nn.ModuleList]] = [(name, module) for name, module in backbone.named_modules() if isinstance(module, nn.ModuleList) and len(module)]
+    lists: list[tuple[str, nn.ModuleList]] = [
+        (name, module) for name, module in backbone.named_modules() if isinstance(module, nn.ModuleList) and len(module)
+    ]
     outer: list[nn.ModuleList] = [
         module
         for name, module in lists

@@ -36,7 +36,11 @@ def flags_of(cls: type, skip: tuple[str, ...] = ()) -> list[introspection.Parame
     for item in dataclasses.fields(cls):
         if item.name in skip or "help" not in item.metadata:
             continue
-        default = "" if item.default in (None, "", ()) else f" [default: {' '.join(item.default) if isinstance(item.default, tuple) else item.default}]"
+        default = (
+            ""
+            if item.default in (None, "", ())
+            else f" [default: {' '.join(item.default) if isinstance(item.default, tuple) else item.default}]"
+        )
         help = item.metadata["help"] + default + (f" [{', '.join(item.metadata['choices'])}]" if item.metadata["choices"] else "")
         kind: Any = list[str] | None if hints[item.name] == tuple[str, ...] else hints[item.name] | None
         many = {"consume_multiple": True, "negative": ""} if kind == list[str] | None else {}
@@ -62,7 +66,7 @@ def with_options(*classes: type, skip: tuple[str, ...] = ()) -> Callable[[Callab
 @app.command
 @with_options(recipes.Recipe, recipes.DataOptions, recipes.TrainOptions, skip=("train",))
 def fit(
-    data: str | None = None, /, *,
+    data: Annotated[str | None, Parameter(help="labelled data: a file, a folder, a catalogue name or hub:owner/name")] = None, /, *,
     out: Annotated[str | None, Parameter(help="run folder [default: runs/NAME]")] = None,
     recipe: Annotated[str | None, Parameter(help="a recipe.toml; flags override it")] = None,
     resume: Annotated[str | None, Parameter(help="go on with this run folder")] = None,
@@ -92,13 +96,28 @@ def fit(
 def _show_run(folder: Path, record: dict[str, Any]) -> None:
     primary = record["scores"]["primary"]
     score = record["scores"][primary]
-    terminal.print_line(f"{primary} {score['value']:.4f} ({score['low']:.4f} to {score['high']:.4f}) · {record['task']} · {record['base']} · {record['method']}")
+    terminal.print_line(
+        f"{primary} {score['value']:.4f} ({score['low']:.4f} to {score['high']:.4f}) · {record['task']} · {record['base']} · {record['method']}"
+    )
     reference = record.get("reference")
-    rows = [["PyTorch fp32", terminal.size(reference["bytes"]), reference["milliseconds"]["p50"], "–", score["value"], "–"]] if reference else []
+    rows = (
+        [["PyTorch fp32", terminal.size(reference["bytes"]), reference["milliseconds"]["p50"], "–", score["value"], "–"]]
+        if reference
+        else []
+    )
     for entry in record["artifacts"]:
         value = entry["scores"][primary]["value"] if entry["scores"] else "–"
         agree = f"{entry['parity']['agree']:.1%}"
-        rows.append([entry["target"], terminal.size(entry["bytes"]), entry["milliseconds"]["p50"], terminal.size(entry["resident_bytes"]), value, agree])
+        rows.append(
+            [
+                entry["target"],
+                terminal.size(entry["bytes"]),
+                entry["milliseconds"]["p50"],
+                terminal.size(entry["resident_bytes"]),
+                value,
+                agree,
+            ]
+        )
     if rows:
         terminal.print_table(["model", "size", "ms a text", "memory", primary, "same answers"], rows)
     terminal.print_line(f"report  {folder / 'report.html'}")
@@ -115,11 +134,15 @@ def _checked(scores: dict[str, Any], at_least: float | None) -> int:
 
 
 @app.command
-def inspect(target: str, /, *, json: Json = False, max_length: int = 512, **columns: Annotated[str, Parameter(help="text, pair, label, task")]) -> int:
+@with_options(recipes.DataOptions, skip=("train", "dev", "test", "dev_share", "test_share", "limit", "max_length"))
+def inspect(
+    target: Annotated[str, Parameter(help="a model (name, folder, hub id, run) or data (file, folder, name)")], /, *,
+    json: Json = False, **options: Any,
+) -> int:  # fmt: skip
     """Analyse a model (parameters and bytes of its parts) or data (what is wrong with them)."""
     from lightune import inspection
 
-    facts = inspection.inspect(target, max_length=max_length, **columns)
+    facts = inspection.inspect(target, **{name: value for name, value in options.items() if value is not None})
     if json:
         terminal.print_json(facts)
     else:
@@ -130,7 +153,8 @@ def inspect(target: str, /, *, json: Json = False, max_length: int = 512, **colu
 
 @app.command
 def predict(
-    target: str, texts: Annotated[list[str] | None, Parameter(help="texts; two texts, one after the other, for a pair")] = None, /, *,
+    target: Annotated[str, Parameter(help="a run, a model folder or an artefact folder")],
+    texts: Annotated[list[str] | None, Parameter(help="texts; two texts, one after the other, for a pair")] = None, /, *,
     input: Annotated[str | None, Parameter(name=["--input", "-i"], help="a file of texts: one a line, or any data file")] = None,
     text: Annotated[str | None, Parameter(help="name of the text column of the file")] = None,
     pair: Annotated[str | None, Parameter(help="name of the second text column of the file")] = None,
@@ -150,7 +174,8 @@ def predict(
 @app.command
 @with_options(recipes.DataOptions, skip=("train", "dev", "test", "dev_share", "test_share", "limit", "max_length"))
 def evaluate(
-    target: str, data: str, /, *,
+    target: Annotated[str, Parameter(help="a run, a model folder or an artefact folder")],
+    data: Annotated[str, Parameter(help="labelled data: a file, a folder, a catalogue name or hub:owner/name")], /, *,
     part: Annotated[str | None, Parameter(help="train, dev or test, where the data have such parts")] = None,
     threads: Threads = None, at_least: AtLeast = None, json: Json = False, **options: Any,
 ) -> int:  # fmt: skip
@@ -176,7 +201,7 @@ def evaluate(
 
 @app.command
 def export(
-    run: str, /, *,
+    run: Annotated[str, Parameter(help="a finished run")], /, *,
     to: Annotated[list[str] | None, Parameter(help="onnx, onnx-int8 [default: onnx-int8]", consume_multiple=True, negative="")] = None,
     json: Json = False,
 ) -> int:  # fmt: skip
@@ -191,7 +216,7 @@ def export(
 
 @app.command
 def bench(
-    targets: list[str], /, *,
+    targets: Annotated[list[str], Parameter(help="runs, model folders or artefact folders")], /, *,
     data: Annotated[str | None, Parameter(help="a file whose texts are timed; an English sentence by default")] = None,
     words: Annotated[int, Parameter(help="words of that sentence")] = 12,
     threads: Annotated[int, Parameter(help="processor threads")] = 1,
@@ -208,12 +233,20 @@ def bench(
         [row["target"], terminal.size(row["bytes"]), row["milliseconds"]["p50"], row["milliseconds"]["p95"], row["examples_per_second"]["value"], terminal.size(row["resident_bytes"])]
         for row in rows
     ]  # fmt: skip
-    terminal.print_table(["target", "size", "p50 ms", "p95 ms", "texts/s", "memory"], table, title=f"{threads} threads, batch 1 and 32")
+    terminal.print_table(
+        ["target", "size", "p50 ms", "p95 ms", "texts/s", "memory"],
+        table,
+        title=f"{threads} thread{'s' * (threads > 1)}, latency at batch 1, throughput at batch 32",
+    )
     return 0
 
 
 @app.command
-def report(runs: list[str], /, *, out: Annotated[str | None, Parameter(help="the page [default: RUN/report.html]")] = None, json: Json = False) -> int:
+def report(
+    runs: Annotated[list[str], Parameter(help="finished runs")], /, *,
+    out: Annotated[str | None, Parameter(help="the page [default: RUN/report.html, comparison.html for several runs]")] = None,
+    json: Json = False,
+) -> int:  # fmt: skip
     """Write one HTML page on a run, or on several side by side."""
     from lightune.reports import write_report
 
@@ -224,7 +257,8 @@ def report(runs: list[str], /, *, out: Annotated[str | None, Parameter(help="the
 
 @app.command
 def fetch(
-    name: str, /, *, revision: str | None = None,
+    name: Annotated[str, Parameter(help="a catalogue name or a hub id")], /, *,
+    revision: Annotated[str | None, Parameter(help="branch, tag or commit on the hub")] = None,
     offline: Annotated[bool, Parameter(negative="", help="use what is on this machine")] = False,
     verify: Annotated[bool, Parameter(negative="", help="read every file and compare its sha256")] = False,
     json: Json = False,
@@ -239,7 +273,9 @@ def fetch(
 
 
 @app.command(name="list")
-def list_names(kind: Annotated[str | None, Parameter(help="models, data, tasks, methods, targets")] = None, /, *, json: Json = False) -> int:
+def list_names(
+    kind: Annotated[str | None, Parameter(help="models, data, tasks, methods, targets")] = None, /, *, json: Json = False
+) -> int:
     """What exists: models and data by name, tasks, methods, export targets."""
     from lightune import listing
 
@@ -262,12 +298,20 @@ def doctor(*, json: Json = False) -> int:
     if json:
         terminal.print_json({"installed": rows})
     else:
-        terminal.print_table(["what", "state", "for"], [[row["name"], row["version"] or f"missing: pip install 'lightune[{row['extra']}]'", row["use"]] for row in rows])
+        terminal.print_table(
+            ["what", "state", "for"],
+            [[row["name"], row["version"] or f"missing: pip install 'lightune[{row['extra']}]'", row["use"]] for row in rows],
+        )
     return 0
 
 
 @app.command
-def demo(*, out: Annotated[str | None, Parameter(help="run folder [default: runs/demo]")] = None, epochs: float | None = None, json: Json = False) -> int:
+def demo(
+    *,
+    out: Annotated[str | None, Parameter(help="run folder [default: runs/demo]")] = None,
+    epochs: Annotated[float | None, Parameter(help="passes over the data")] = None,
+    json: Json = False,
+) -> int:
     """The main job on real data that a machine with only the package registry can get: questions by type, minilm, int8."""
     from lightune import fitting, sources
     from lightune.catalogue import DEFAULT_DATA
@@ -317,7 +361,13 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        terminal.print_error(str(InputError(f"{error.filename or 'A file'} cannot be used: {error.strerror}. Check the path, its permissions and the free space.")))
+        terminal.print_error(
+            str(
+                InputError(
+                    f"{error.filename or 'A file'} cannot be used: {error.strerror}. Check the path, its permissions and the free space."
+                )
+            )
+        )
         return 2
 
 

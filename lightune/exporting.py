@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import torch
 
 from lightune import benchmarking, exports
 from lightune.data import Example
-from lightune.errors import CheckFailed
 from lightune.evaluation import Scores, evaluate
+from lightune.exports.staging import staged
 from lightune.models import Merged, Model
 from lightune.runtime import load as load_artifact
 from lightune.runtime.manifest import sha256
@@ -24,13 +23,22 @@ Tell = Callable[[str], None]
 
 
 def export(
-    model: Model, target: str, folder: Path, *, dev: Sequence[Example], test: Sequence[Example], reference: Scores | None = None, tell: Tell = lambda _: None
+    model: Model,
+    target: str,
+    folder: Path,
+    *,
+    dev: Sequence[Example],
+    test: Sequence[Example],
+    reference: Scores | None = None,
+    name: str | None = None,
+    tell: Tell = lambda _: None,
 ) -> dict[str, Any]:
     """Write the model for a target, prove that the file answers as the model does, score and time it.
 
     Args:
         dev: rows for the parity check and the timing. test: labelled rows for the score; may be empty.
         reference: the model's own scores on `test`, from which the kept share is computed.
+        name: what the artefact calls itself; the base's name by default.
 
     Returns:
         The artefact's entry of `run.json`.
@@ -40,15 +48,12 @@ def export(
     """
     found = exports.find_export(target)
     merged = fold(model)
-    tell(f"Writing {target}")
-    found.write(merged, folder)
     rows = list(dev[:PARITY_ROWS]) or list(test[:PARITY_ROWS])
-    tell(f"Comparing {target} with the model on {len(rows)} rows")
-    try:
-        parity = exports.verify(model.logits(rows), folder, rows, found.tolerance)
-    except CheckFailed:
-        shutil.rmtree(folder)  # nobody should deploy it by mistake
-        raise
+    with staged(folder) as draft:  # what does not answer as the model does never takes the place of what did
+        tell(f"Writing {target}")
+        found.write(merged, draft, name=name)
+        tell(f"Comparing {target} with the model on {len(rows)} rows")
+        parity = exports.verify(model.logits(rows), draft, rows, found.tolerance)
     artifact = load_artifact(folder, threads=1)
     scores = evaluate(artifact, test) if len(test) else None
     tell(f"Timing {target} on one thread")

@@ -134,7 +134,14 @@ def export_again(folder: str | Path, targets: Sequence[str], *, watch: Watch = l
     for target in targets:
         path = run.artifacts / target
         entry = exporting.export(
-            model, target, path, dev=parts.get("dev") or rows, test=rows, reference=scores, tell=lambda text: watch(Told(text))
+            model,
+            target,
+            path,
+            dev=parts.get("dev") or rows,
+            test=rows,
+            reference=scores,
+            name=record["name"],
+            tell=lambda text: watch(Told(text)),
         )
         entry["path"] = str(path.relative_to(run.folder))
         record["artifacts"] = [old for old in record["artifacts"] if old["target"] != target] + [entry]
@@ -264,7 +271,9 @@ def _train(run: Run, training: Training, recipe: Recipe, watch: Watch) -> str:
         if is_leader():
             _save_checkpoint(run, training)
         name = caught[0] if caught else "a signal"
-        raise Interrupted(f"Stopped by {name} after step {training.step} of {training.total}; saved. Go on: lightune fit --resume {run.folder}")
+        raise Interrupted(
+            f"Stopped by {name} after step {training.step} of {training.total}; saved. Go on: lightune fit --resume {run.folder}"
+        )
     return "finished" if training.step >= training.total else "early"
 
 
@@ -317,7 +326,10 @@ def _finish(run: Run, recipe: Recipe, prepared: Prepared, training: Training, st
     for target in targets:
         folder = run.artifacts / target
         try:
-            entry = exporting.export(model, target, folder, dev=prepared.dev or rows, test=rows, reference=scores, tell=lambda text: watch(Told(text)))
+            entry = exporting.export(
+                model, target, folder, dev=prepared.dev or rows, test=rows, reference=scores, name=record["name"],
+                tell=lambda text: watch(Told(text)),
+            )  # fmt: skip
         except CheckFailed as error:
             refused.append(str(error))
             continue
@@ -375,4 +387,3 @@ def _clear(run: Run) -> None:
         shutil.rmtree(run.folder / name, ignore_errors=True)
     for name in ("recipe.toml", "environment.json", "data.json", "steps.jsonl", "evaluation.json", "run.json", "report.html", "card.md"):
         (run.folder / name).unlink(missing_ok=True)
-

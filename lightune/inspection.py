@@ -8,32 +8,33 @@ from typing import Any
 from lightune import sources
 from lightune.catalogue import CATALOGUE
 from lightune.data import doctor, read_parts
-from lightune.errors import InputError, MissingExtra
+from lightune.errors import MissingExtra
 
 Table = tuple[str, list[str], list[list[Any]]]
 DATA_SUFFIXES = {".csv", ".tsv", ".tab", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".txt", ".gz", ".zst"}
 
 
-def inspect(target: str, *, max_length: int = 512, **columns: Any) -> dict[str, Any]:
+def inspect(target: str, **columns: Any) -> dict[str, Any]:
     """Facts on a model {"model": ...} or on data {"data": ...}, whichever the name or path is.
 
     Raises:
         InputError: neither a model nor data.
     """
     entry = CATALOGUE.get(target)
-    if (entry and entry.kind == "data") or target.startswith("hub:") or Path(target).suffix.lower() in DATA_SUFFIXES or _is_data_folder(target):
-        return {"data": inspect_data(target, max_length=max_length, **columns)}
+    if (
+        (entry and entry.kind == "data")
+        or target.startswith("hub:")
+        or Path(target).suffix.lower() in DATA_SUFFIXES
+        or _is_data_folder(target)
+    ):
+        return {"data": inspect_data(target, **columns)}
     return {"model": inspect_model(target)}
 
 
-def inspect_data(target: str, *, max_length: int = 512, **columns: Any) -> dict[str, Any]:
+def inspect_data(target: str, **columns: Any) -> dict[str, Any]:
     """What the doctor finds in the parts of the data: the form of data.json. Lengths in tokens need a model and are left to `fit`."""
-    allowed = ("task", "text", "pair", "label", "delimiter", "encoding")
-    wrong = [name for name in columns if name not in allowed]
-    if wrong:
-        raise InputError(f"Unknown option {wrong[0]!r}. Known: {', '.join(allowed)}.")
     parts = read_parts(sources.locate_data(target), **columns)
-    return doctor.describe(parts, doctor.examine(parts, max_length=max_length))
+    return doctor.describe(parts, doctor.examine(parts))
 
 
 def inspect_model(target: str) -> dict[str, Any]:
@@ -56,7 +57,10 @@ def _is_data_folder(target: str) -> bool:
 
 
 def _data_tables(data: dict[str, Any]) -> list[Table]:
-    parts = [[name, part["rows"], part["characters"]["median"], part["characters"]["max"], len(part["labels"])] for name, part in data["parts"].items()]
+    parts = [
+        [name, part["rows"], part["characters"]["median"], part["characters"]["max"], len(part["labels"])]
+        for name, part in data["parts"].items()
+    ]
     found: list[Table] = [("Parts", ["part", "rows", "median characters", "longest", "labels"], parts)]
     found.append(("Read", [""], [[sentence] for sentence in data["told"]]))
     rows = [[finding["level"], f"{finding['message']} {finding['cure']}"] for finding in data["findings"]]
@@ -66,7 +70,13 @@ def _data_tables(data: dict[str, Any]) -> list[Table]:
 
 def _model_tables(model: dict[str, Any]) -> list[Table]:
     rows = [
-        [part["part"], f"{part['parameters']:,}", f"{part['bytes'] / 1e6:.1f} MB", f"{part['share']:.1%}", f"{part['multiply_adds_per_token']:,}"]
+        [
+            part["part"],
+            f"{part['parameters']:,}",
+            f"{part['bytes'] / 1e6:.1f} MB",
+            f"{part['share']:.1%}",
+            f"{part['multiply_adds_per_token']:,}",
+        ]
         for part in model["parts"]
     ]
     title = f"{model['name']}: {model['type']}, {model['blocks']} blocks of {model['hidden']}, {model['heads']} heads, at most {model['longest_input']} tokens"

@@ -56,7 +56,15 @@ class Dropout(nn.Dropout):
 
 
 def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *, dropout: float = 0.0, scaling: float | None = None, **rest: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **rest: Any,
 ) -> tuple[Tensor, None]:
     """Attention for transformers' interface; query, key, value are [b, h, s, d], the answer is [b, s, h, d].
 

@@ -18,6 +18,7 @@ from lightune.tasks import TASKS
 
 Table = tuple[str, list[str], list[list[Any]]]
 
+
 def tables(kind: str | None = None) -> list[Table]:
     """The tables of `lightune list`, or the one that `kind` names."""
     makers = {"models": _models, "data": _data, "tasks": _tasks, "methods": _methods, "targets": _targets}
@@ -28,7 +29,9 @@ def tables(kind: str | None = None) -> list[Table]:
 
 def installed() -> list[dict[str, str | None]]:
     """One row for each thing that Lightune can use: name, version (None where it is missing), the extra that brings it, what it is for."""
-    rows: list[dict[str, str | None]] = [{"name": "Python", "version": platform.python_version(), "extra": "", "use": f"{os.cpu_count()} cores"}]
+    rows: list[dict[str, str | None]] = [
+        {"name": "Python", "version": platform.python_version(), "extra": "", "use": f"{os.cpu_count()} cores"}
+    ]
     for name, extra, use in NEEDED:
         try:
             version: str | None = metadata.version(name)
@@ -40,7 +43,14 @@ def installed() -> list[dict[str, str | None]]:
 
 def _entries(kind: str) -> list[list[Any]]:
     return [
-        [entry.name, f"{entry.megabytes:g} MB", ", ".join(entry.languages), entry.licence, "yes" if entry.cached else "no", entry.description]
+        [
+            entry.name,
+            f"{entry.megabytes:g} MB",
+            ", ".join(entry.languages),
+            entry.licence,
+            "yes" if entry.cached else "no",
+            entry.description,
+        ]
         for entry in sources.entries()
         if entry.kind == kind
     ]
@@ -56,7 +66,11 @@ def _data() -> Table:
 
 def _tasks() -> Table:
     found = [(name, getattr(importlib.import_module(f"lightune.tasks.{name}"), title)) for name, title in TASKS.items()]
-    return "Tasks", ["name", "main metric", "what"], [[name, cls.primary, (cls.__doc__ or "").strip().splitlines()[0]] for name, cls in found]
+    return (
+        "Tasks",
+        ["name", "main metric", "what"],
+        [[name, cls.primary, (cls.__doc__ or "").strip().splitlines()[0]] for name, cls in found],
+    )
 
 
 def _methods() -> Table:
@@ -72,4 +86,4 @@ def _methods() -> Table:
 
 
 def _targets() -> Table:
-    return "Export targets", ["name"], [[name] for name in EXPORTS]
+    return "Export targets", ["name", "what"], [[name, target.help] for name, target in EXPORTS.items()]

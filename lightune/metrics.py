@@ -15,7 +15,17 @@ from lightune.errors import MissingExtra
 
 LOWER_IS_BETTER = frozenset({"loss", "mse", "mae", "ece", "hamming_loss"})
 
+PRF = ("precision", "recall", "f1")
+
 Metrics = dict[str, float]
+
+
+def _averages(table: tuple[np.ndarray, ...]) -> Metrics:
+    """Macro and weighted means of precision, recall and F1 by label, as scikit-learn defines them, from one table of all labels."""
+    *columns, support = table
+    weights = support if support.sum() else None
+    macro = {f"macro_{name}": float(column.mean()) for name, column in zip(PRF, columns, strict=True)}
+    return macro | {f"weighted_{name}": float(np.average(column, weights=weights)) for name, column in zip(PRF, columns, strict=True)}
 
 
 def _sklearn() -> Any:
@@ -26,18 +36,18 @@ def _sklearn() -> Any:
     return sklearn.metrics
 
 
-def single_label(gold: np.ndarray, chances: np.ndarray, answers: np.ndarray) -> Metrics:
-    """Accuracy, macro and weighted precision, recall and F1, MCC, and where every label occurs AUROC and average precision.
-
-    gold, answers: int [n], columns of chances. chances: [n, k] probabilities.
-    """
+def single_label(gold: np.ndarray, answers: np.ndarray) -> Metrics:
+    """Accuracy, macro and weighted precision, recall and F1, and MCC. gold, answers: int [n]."""
     sk = _sklearn()
     scores = {"accuracy": float((gold == answers).mean())}
-    for average in ("macro", "weighted"):
-        values = sk.precision_recall_fscore_support(gold, answers, average=average, zero_division=0)[:3]
-        scores |= {f"{average}_{name}": float(value) for name, value in zip(("precision", "recall", "f1"), values, strict=True)}
+    scores |= _averages(sk.precision_recall_fscore_support(gold, answers, average=None, zero_division=0))
     one_label = len(np.union1d(gold, answers)) == 1  # nothing to correlate: scikit-learn would warn and give 0
-    scores["mcc"] = 0.0 if one_label else float(sk.matthews_corrcoef(gold, answers))
+    return scores | {"mcc": 0.0 if one_label else float(sk.matthews_corrcoef(gold, answers))}
+
+
+def rank_single_label(gold: np.ndarray, chances: np.ndarray) -> Metrics:
+    """Where every label occurs, AUROC (one against the rest, macro) and for two labels average precision. gold: int [n]; chances: [n, k]."""
+    sk, scores = _sklearn(), Metrics()
     present = np.unique(gold)
     if len(present) == chances.shape[1] == 2:
         scores["auroc"] = float(sk.roc_auc_score(gold, chances[:, 1]))
@@ -47,18 +57,19 @@ def single_label(gold: np.ndarray, chances: np.ndarray, answers: np.ndarray) -> 
     return scores
 
 
-def many_labels(gold: np.ndarray, chances: np.ndarray, holds: np.ndarray) -> Metrics:
-    """Micro, macro and weighted precision, recall and F1, exact match, Hamming loss, and macro AUROC and average precision.
-
-    gold, holds: bool [n, k]. chances: [n, k]. AUROC and average precision are means over the labels that occur and are not always there.
-    """
+def many_labels(gold: np.ndarray, holds: np.ndarray) -> Metrics:
+    """Micro, macro and weighted precision, recall and F1, exact match and Hamming loss. gold, holds: bool [n, k]."""
     sk = _sklearn()
-    scores: Metrics = {}
-    for average in ("micro", "macro", "weighted"):
-        values = sk.precision_recall_fscore_support(gold, holds, average=average, zero_division=0, **_positive(gold))[:3]
-        scores |= {f"{average}_{name}": float(value) for name, value in zip(("precision", "recall", "f1"), values, strict=True)}
+    micro = sk.precision_recall_fscore_support(gold, holds, average="micro", zero_division=0, **_positive(gold))[:3]
+    scores = {f"micro_{name}": float(value) for name, value in zip(PRF, micro, strict=True)}
+    scores |= _averages(sk.precision_recall_fscore_support(gold, holds, average=None, zero_division=0, **_positive(gold)))
     scores["exact_match"] = float((gold == holds).all(axis=1).mean())
-    scores["hamming_loss"] = float((gold != holds).mean())
+    return scores | {"hamming_loss": float((gold != holds).mean())}
+
+
+def rank_many_labels(gold: np.ndarray, chances: np.ndarray) -> Metrics:
+    """AUROC and average precision, means over the labels that occur and are not always there. gold: bool [n, k]; chances: [n, k]."""
+    sk, scores = _sklearn(), Metrics()
     both = [k for k in range(gold.shape[1]) if 0 < gold[:, k].sum() < len(gold)]
     if both:
         scores["auroc"] = float(np.mean([sk.roc_auc_score(gold[:, k], chances[:, k]) for k in both]))
@@ -112,7 +123,9 @@ def calibration(chance: np.ndarray, correct: np.ndarray, bins: int = 10) -> tupl
     return float(error), table
 
 
-def bootstrap(score: Callable[[np.ndarray], Mapping[str, float]], count: int, *, resamples: int = 300, seed: int = 0) -> dict[str, tuple[float, float]]:
+def bootstrap(
+    score: Callable[[np.ndarray], Mapping[str, float]], count: int, *, resamples: int = 300, seed: int = 0
+) -> dict[str, tuple[float, float]]:
     """The 95 % percentile interval of every metric over resampled examples (Efron 1979).
 
     score: maps int [count] row numbers, drawn with replacement, to metrics.

@@ -224,7 +224,9 @@ def _fill(model: Model, stored: dict[str, torch.Tensor], path: Path) -> None:
     expected = model._differing()
     wrong = sorted(set(expected) ^ set(stored)) or [name for name in stored if stored[name].shape != expected[name].shape]
     if wrong:
-        raise IntegrityError(f"{path} does not fit the model's description: {', '.join(wrong[:3])} ({len(wrong)} tensors). Save the model again.")
+        raise IntegrityError(
+            f"{path} does not fit the model's description: {', '.join(wrong[:3])} ({len(wrong)} tensors). Save the model again."
+        )
     with torch.no_grad():
         for name, value in expected.items():
             value.copy_(stored[name])
@@ -238,7 +240,9 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise IntegrityError(f"{folder / 'model.json'} is damaged ({error}). Copy the whole folder again.") from None
     if facts.get("format") != FORMAT:
-        raise IntegrityError(f"{folder} has the format {facts.get('format')!r}, this Lightune reads {FORMAT}. Install the Lightune that wrote it.")
+        raise IntegrityError(
+            f"{folder} has the format {facts.get('format')!r}, this Lightune reads {FORMAT}. Install the Lightune that wrote it."
+        )
     return facts
 
 
@@ -262,7 +266,16 @@ def load_backbone(source: sources.Source) -> torch.nn.Module:
 
 
 WITH_POOLER = ("bert", "roberta", "xlm-roberta", "camembert", "albert", "mpnet", "data2vec-text", "ernie")  # their poolers are never used
-OWN_ATTENTION = ("bert", "roberta", "xlm-roberta", "camembert", "albert", "electra", "distilbert", "ernie")  # go through transformers' interface
+OWN_ATTENTION = (
+    "bert",
+    "roberta",
+    "xlm-roberta",
+    "camembert",
+    "albert",
+    "electra",
+    "distilbert",
+    "ernie",
+)  # go through transformers' interface
 
 
 def _attention(config: Any, fast: str) -> str | None:
@@ -274,7 +287,9 @@ def _bare(values: dict[str, Any]) -> torch.nn.Module:
     """An untrained backbone of a configuration."""
     config = AutoConfig.for_model(**values)
     options = {"add_pooling_layer": False} if config.model_type in WITH_POOLER else {}
-    return AutoModel.from_config(config, attn_implementation=_attention(config, kernels.register_attention()), dtype=torch.float32, **options)
+    return AutoModel.from_config(
+        config, attn_implementation=_attention(config, kernels.register_attention()), dtype=torch.float32, **options
+    )
 
 
 def _same_base(base: Base) -> torch.nn.Module:
@@ -295,7 +310,9 @@ def _tokenizer(source: sources.Source) -> tuple[Tokenizer, int]:
     except Exception as error:  # tokenizers and transformers raise many kinds for a bad file
         raise InputError(f"The tokenizer of {source.name!r} cannot be loaded: {error}. Put its tokenizer.json into the folder.") from None
     if not isinstance(found, PreTrainedTokenizerFast):
-        raise InputError(f"The tokenizer of {source.name!r} is {type(found).__name__}, which has no fast form. Choose a base with a tokenizer.json.")
+        raise InputError(
+            f"The tokenizer of {source.name!r} is {type(found).__name__}, which has no fast form. Choose a base with a tokenizer.json."
+        )
     pad = found.pad_token_id if found.pad_token_id is not None else found.eos_token_id
     return Tokenizer.from_str(found.backend_tokenizer.to_str()), int(pad or 0)
 
@@ -307,7 +324,11 @@ def _takes(backbone: torch.nn.Module, name: str) -> bool:
 
 def _config_dict(config: Any) -> dict[str, Any]:
     values = config.to_dict()
-    return {key: values[key] for key in values if not key.startswith("_") and key not in ("quantization_config", "transformers_version", "dtype")}
+    return {
+        key: values[key]
+        for key in values
+        if not key.startswith("_") and key not in ("quantization_config", "transformers_version", "dtype")
+    }
 
 
 def _describe_change(change: Any) -> dict[str, Any]:

@@ -98,7 +98,9 @@ class Optimizer:
             for name, value in stored.items():
                 owner, place, key = name.split(".", 2)
                 if int(owner) == number:
-                    state.setdefault(int(place), {})[key] = value if isinstance(part, torch.optim.SparseAdam) is False or value.ndim else int(value)
+                    state.setdefault(int(place), {})[key] = (
+                        value if isinstance(part, torch.optim.SparseAdam) is False or value.ndim else int(value)
+                    )
             part.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
 
 

@@ -40,9 +40,7 @@ def check(options: Any) -> None:
     """
     hints = typing.get_type_hints(type(options))
     problems = [
-        problem
-        for item in dataclasses.fields(options)
-        if (problem := _problem(item, hints[item.name], getattr(options, item.name)))
+        problem for item in dataclasses.fields(options) if (problem := _problem(item, hints[item.name], getattr(options, item.name)))
     ]
     if problems:
         raise InputError("; ".join(problems) + "." * (not problems[-1].endswith("?")))
@@ -79,11 +77,17 @@ def _plain_types(hint: Any) -> list[type]:
 def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """An options object from a mapping; an unknown key is an error that names the nearest known one."""
     known = [item.name for item in dataclasses.fields(cls)]  # type: ignore[arg-type]
-    wrong = [f"unknown option {key!r} for {where}; known: {', '.join(known) or 'none'}.{nearest(key, known)}" for key in values if key not in known]
+    wrong = [
+        f"unknown option {key!r} for {where}; known: {', '.join(known) or 'none'}.{nearest(key, known)}"
+        for key in values
+        if key not in known
+    ]
     if wrong:
         raise InputError(" ".join(wrong))
     hints = typing.get_type_hints(cls)
-    return cls(**{key: tuple(value) if isinstance(value, list) and tuple in _plain_types(hints[key]) else value for key, value in values.items()})
+    return cls(
+        **{key: tuple(value) if isinstance(value, list) and tuple in _plain_types(hints[key]) else value for key, value in values.items()}
+    )
 
 
 def as_dict(options: Any) -> dict[str, Any]:

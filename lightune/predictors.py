@@ -67,14 +67,22 @@ def find_folder(path: str | Path) -> Path:
 
 
 def stream(
-    target: str | Path, texts: Sequence[str], file: str | None, *, text: str | None = None, pair: str | None = None, threads: int | None = None
+    target: str | Path,
+    texts: Sequence[str],
+    file: str | None,
+    *,
+    text: str | None = None,
+    pair: str | None = None,
+    threads: int | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The answers to texts, to the rows of a file, or else to the lines of stdin, in their order and with bounded memory.
 
     Two texts form one pair where the model compares two; lines of a pair are divided by a tab.
     """
     predictor = open_predictor(target, threads=threads).predictor
-    rows = _file_rows(file, predictor, text, pair) if file else _given_rows(list(texts), predictor) if texts else _lines(sys.stdin, predictor)
+    rows = (
+        _file_rows(file, predictor, text, pair) if file else _given_rows(list(texts), predictor) if texts else _lines(sys.stdin, predictor)
+    )
     chunk = 1 if not file and not texts and sys.stdin.isatty() else CHUNK
     while block := list(islice(rows, chunk)):
         yield from predictor.predict(block)

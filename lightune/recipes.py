@@ -32,7 +32,7 @@ class DataOptions:
     label: str | None = option(None, "name of the label column, or several names with commas between (multilabel)")
     task: str | None = option(None, "what to predict; guessed from the columns by default", choices=TASK_NAMES)
     limit: int | None = option(None, "use at most this many training rows, drawn with the seed", low=1)
-    max_length: int | None = option(None, "cut texts to this many tokens; by default what the data needs and the base can take", low=4)
+    max_length: int | None = option(None, "cut texts to this many tokens; by default what the base can take, at most 512", low=4)
     delimiter: str | None = option(None, "the delimiter of CSV data; detected by default")
     encoding: str | None = option(None, "the encoding of text files; detected by default")
 
@@ -54,7 +54,9 @@ class TrainOptions:
     )
     warmup: float = option(0.1, "share of the steps in which the rate rises", low=0.0, high=1.0)
     weight_decay: float = option(0.01, "decay of weight matrices; norms, biases and embeddings are spared", low=0.0)
-    dropout: float = option(0.0, "dropout inside the base; short runs on pretrained weights score as well without, and run faster", low=0.0, high=0.9)
+    dropout: float = option(
+        0.0, "dropout inside the base; short runs on pretrained weights score as well without, and run faster", low=0.0, high=0.9
+    )
     head_dropout: float = option(0.1, "dropout before the head", low=0.0, high=0.9)
     label_smoothing: float = option(0.0, "share of the target spread over all labels", low=0.0, high=0.5)
     class_weights: str = option("none", "balanced weighs every label by the inverse of its frequency", choices=("none", "balanced"))
@@ -82,7 +84,9 @@ class Recipe:
     model: str = option("minilm", "base model: a catalogue name, a folder, a hub id (owner/name[@revision]) or a GGUF file")
     method: str = option("full", "how to adapt: full, head, freeze, bitfit, lora, with options as in lora:rank=16,alpha=32")
     to: tuple[str, ...] = option(("onnx-int8",), "what to export: onnx, onnx-int8; none exports nothing")
-    pooling: str = option("auto", "how token vectors become one: auto is mean for encoders, last for decoders", choices=("auto", "mean", "cls", "last"))
+    pooling: str = option(
+        "auto", "how token vectors become one: auto is mean for encoders, last for decoders", choices=("auto", "mean", "cls", "last")
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -110,7 +114,9 @@ def resolve(values: Mapping[str, Any], flags: Mapping[str, Any]) -> Recipe:
     """
     top = {key: value for key, value in values.items() if key not in SECTIONS}
     if wrong := [name for name in SECTIONS if not isinstance(values.get(name, {}), Mapping)]:
-        raise InputError(f"{wrong[0]} is {values[wrong[0]]!r} in the recipe, expected a table. Write [{wrong[0]}] and its options below it.")
+        raise InputError(
+            f"{wrong[0]} is {values[wrong[0]]!r} in the recipe, expected a table. Write [{wrong[0]}] and its options below it."
+        )
     parts = {name: dict(values.get(name, {})) for name in SECTIONS}
     names = {name: {item.name for item in dataclasses.fields(cls)} for name, cls in SECTIONS.items()}
     for key, value in flags.items():

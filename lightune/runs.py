@@ -1,6 +1,6 @@
 """The run folder: what went in, what happened, what came out. Reports and later verbs read these files only.
 
-    RUN/recipe.toml  environment.json  data.json  steps.jsonl  checkpoints/  model/  artifacts/NAME/  evaluation.json  run.json  report.html  card.md
+RUN/recipe.toml  environment.json  data.json  steps.jsonl  checkpoints/  model/  artifacts/NAME/  evaluation.json  run.json  report.html  card.md
 """
 
 from __future__ import annotations
@@ -59,7 +59,9 @@ class Run:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise InputError(f"{str(self.folder)!r} has no {name}: it is no finished run. Finish it: lightune fit --resume {self.folder}") from None
+            raise InputError(
+                f"{str(self.folder)!r} has no {name}: it is no finished run. Finish it: lightune fit --resume {self.folder}"
+            ) from None
         except (ValueError, OSError) as error:
             raise IntegrityError(f"{path} cannot be read ({error}). Restore it, or run again.") from None
 
@@ -99,7 +101,9 @@ def full_disk_told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"Cannot write {str(path)!r}: {error.strerror or error}. Free some space, or give another folder with --out.") from None
+        raise InputError(
+            f"Cannot write {str(path)!r}: {error.strerror or error}. Free some space, or give another folder with --out."
+        ) from None
 
 
 def new_run(folder: str | Path, *, overwrite: bool = False) -> Run:
@@ -151,7 +155,9 @@ def describe_environment(seed: int) -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names else 0
+    pages = (
+        os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names else 0
+    )
     return {
         "python": sys.version.split()[0], "platform": platform.platform(), "cpu": _processor(), "cores": os.cpu_count(),
         "memory_bytes": pages, "packages": versions, "seed": seed,

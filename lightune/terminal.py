@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 QUIET_SECONDS = 20.0  # between progress lines where stderr is no terminal
+WIDE = 1000  # columns where stdout is no terminal: nothing is folded
 LEVELS = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 
@@ -57,7 +58,10 @@ class Watcher:
     def _forecast(self, fact: Any) -> None:
         self.total = fact.steps
         minutes = duration(fact.seconds)
-        self._say(f"Training {fact.epochs:g} epochs, {fact.steps} steps in {fact.precision}: about {minutes} and {fact.bytes / 1e9:.1f} GB of memory.", "note")
+        self._say(
+            f"Training {fact.epochs:g} epochs, {fact.steps} steps in {fact.precision}: about {minutes} and {fact.bytes / 1e9:.1f} GB of memory.",
+            "note",
+        )
 
     def _step(self, fact: Any) -> None:
         if self.first is None:
@@ -125,4 +129,6 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[Any]], title: st
     for row in rows:
         table.add_row(*(escape(f"{cell:.4f}" if isinstance(cell, float) else str(cell)) for cell in row))
     console = Console(highlight=False)
-    console.print(table, soft_wrap=not console.is_terminal)
+    if not console.is_terminal:
+        console.width = WIDE
+    console.print(table)

@@ -95,13 +95,17 @@ class Training:
         objective: maps (network, batch, targets) to a loss for each example [b]; the task's own by default.
     """
 
-    def __init__(self, model: Model, train: Sequence[Example], dev: Sequence[Example], options: TrainOptions, objective: Objective | None = None) -> None:
+    def __init__(
+        self, model: Model, train: Sequence[Example], dev: Sequence[Example], options: TrainOptions, objective: Objective | None = None
+    ) -> None:
         if not len(train):
             raise InputError("There are no training examples. Give data with at least one labelled row.")
         find_optimizer(parse_spec(options.optimizer)[0])
         torch.set_num_threads(options.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         torch.manual_seed(options.seed)
-        on_cpu = options.device == "cpu" or not torch.accelerator.is_available()  # told apart, for several processes on CPUs find each other
+        on_cpu = (
+            options.device == "cpu" or not torch.accelerator.is_available()
+        )  # told apart, for several processes on CPUs find each other
         self.accelerator = Accelerator(cpu=on_cpu, dataloader_config=DataLoaderConfiguration())
         self.device = choose_device(options.device, self.accelerator)
         self.model, self.options, self.dev = model, options, dev
@@ -223,7 +227,9 @@ class Training:
         final, passing = folder / f"step-{self.step:07d}", folder / f".writing-{os.getpid()}"
         shutil.rmtree(passing, ignore_errors=True)
         passing.mkdir()
-        save_file({name: item.detach().contiguous().cpu() for name, item in self.model.trainable().items()}, passing / "weights.safetensors")
+        save_file(
+            {name: item.detach().contiguous().cpu() for name, item in self.model.trainable().items()}, passing / "weights.safetensors"
+        )
         save_file({**self.optimizer.state(), **self._random_states()}, passing / "optimizer.safetensors")
         if self.best is not None:
             save_file({name: item.contiguous().cpu() for name, item in self.best.items()}, passing / "best.safetensors")
@@ -256,7 +262,9 @@ class Training:
         except (OSError, ValueError, SafetensorError) as error:
             raise IntegrityError(f"The checkpoint {found[-1]} cannot be read ({error}). Remove it to start over.") from None
         if progress["fingerprint"] != self._fingerprint():
-            raise IntegrityError(f"The checkpoint {found[-1]} belongs to other data or options. Start a new run, or repeat it with RUN/recipe.toml.")
+            raise IntegrityError(
+                f"The checkpoint {found[-1]} belongs to other data or options. Start a new run, or repeat it with RUN/recipe.toml."
+            )
         with torch.no_grad():
             for name, item in self.model.trainable().items():
                 item.copy_(weights[name])
@@ -322,7 +330,7 @@ class Training:
 
     def _evaluate(self) -> Evaluation:
         logits = self.model.logits(self.dev)
-        scores = self.model.task.score(logits, self.dev_targets)
+        scores = self._score(logits)
         with torch.no_grad():
             loss = float(self.model.task.losses(torch.from_numpy(logits), torch.from_numpy(self.dev_targets), 0.0).mean())
         scores["loss"] = loss
@@ -340,15 +348,24 @@ class Training:
         epoch = round(self.step / self.steps_per_epoch, 4)
         return Evaluation(self.step, epoch, loss, scores, self.metric, better, 0.0)
 
+    def _score(self, logits: np.ndarray) -> dict[str, float]:
+        """The quick metrics on the development data, and those that sort only where one of them chooses."""
+        scores = self.task.score(logits, self.dev_targets)
+        return scores if self.metric in (*scores, "loss") else scores | self.task.rank(logits, self.dev_targets)
+
     def _patience_is_over(self) -> bool:
         return self.options.patience is not None and self.since_best >= self.options.patience
 
     def _choose_metric(self) -> str:
         """The metric that chooses; a name that the task does not have is refused before any training."""
+        needs = {"patience": self.options.patience, "metric": self.options.metric, "schedule plateau": self.options.schedule == "plateau"}
+        asked = [option for option, value in needs.items() if value]
+        if asked and not len(self.dev):
+            raise InputError(f"{', '.join(asked)} needs development data, but there are none. Give --dev, or a --dev-share above 0.")
         name = self.options.metric or self.model.task.primary
         if self.options.metric and len(self.dev):
             outputs = np.zeros((len(self.dev), self.model.answers.outputs), dtype=np.float32)
-            known = [*self.model.task.score(outputs, self.dev_targets), "loss"]
+            known = [*self.model.task.score(outputs, self.dev_targets), *self.model.task.rank(outputs, self.dev_targets), "loss"]
             if name not in known:
                 raise unknown("metric", name, known)
         return name
@@ -361,8 +378,8 @@ class Training:
 
     def _probe_precision(self) -> str:
         """bf16 where it is faster on this device and gives the same loss, else fp32."""
-        width: Any = self.network.backbone.config.hidden_size
-        if not bf16_is_faster(self.device, max(width, LEAST_WIDTH)):
+        config: Any = self.network.backbone.config
+        if not bf16_is_faster(self.device, max(config.hidden_size, LEAST_WIDTH)):
             return "fp32"
         rows = np.argsort(self.lengths)[len(self.lengths) // 2 :][: self.options.batch_size]
         losses = {}
@@ -396,7 +413,7 @@ class Training:
         if self.metric == "loss":
             with torch.no_grad():
                 return float(self.model.task.losses(torch.from_numpy(logits), torch.from_numpy(self.dev_targets), 0.0).mean())
-        return self.task.score(logits, self.dev_targets)[self.metric]
+        return self._score(logits)[self.metric]
 
     def _progress(self) -> dict[str, Any]:
         names = ("step", "peak", "since_best", "since_drop", "best_value", "first_loss", "seconds", "precision")
@@ -409,7 +426,15 @@ class Training:
 
     def _fingerprint(self) -> str:
         """What must be equal for a checkpoint to be the same run: sizes, totals, seed and rate."""
-        parts = (len(self.lengths), int(self.lengths.sum()), self.total, self.step_size, self.options.seed, self.rate, self.options.optimizer)
+        parts = (
+            len(self.lengths),
+            int(self.lengths.sum()),
+            self.total,
+            self.step_size,
+            self.options.seed,
+            self.rate,
+            self.options.optimizer,
+        )
         return "/".join(map(str, parts))
 
 

@@ -34,7 +34,26 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_source: Callable[[st
     folder = tmp_path_factory.mktemp("cli")
     data = write_rows(folder / "moods.jsonl", 200)
     base = str(tiny_source("bert").folder)
-    assert main(["fit", str(data), "--model", base, "--epochs", "15", "--rate", "0.01", "--to", "onnx", "onnx-int8", "--out", str(folder / "run")]) == 0
+    assert (
+        main(
+            [
+                "fit",
+                str(data),
+                "--model",
+                base,
+                "--epochs",
+                "15",
+                "--rate",
+                "0.01",
+                "--to",
+                "onnx",
+                "onnx-int8",
+                "--out",
+                str(folder / "run"),
+            ]
+        )
+        == 0
+    )
     return folder / "run"
 
 
@@ -50,7 +69,18 @@ def failure(capture: Capture, *arguments: str) -> str:
 
 def test_fit_writes_the_whole_run(finished: Path) -> None:
     names = {path.name for path in finished.iterdir()}
-    expected = {"recipe.toml", "environment.json", "data.json", "steps.jsonl", "model", "artifacts", "evaluation.json", "run.json", "report.html", "card.md"}
+    expected = {
+        "recipe.toml",
+        "environment.json",
+        "data.json",
+        "steps.jsonl",
+        "model",
+        "artifacts",
+        "evaluation.json",
+        "run.json",
+        "report.html",
+        "card.md",
+    }
     assert names == expected
     record = json.loads((finished / "run.json").read_text())
     assert record["learned"]
@@ -66,11 +96,15 @@ def test_fit_writes_the_whole_run(finished: Path) -> None:
 
 def test_the_recipe_repeats_the_run(finished: Path, tmp_path: Path) -> None:
     assert main(["fit", "--recipe", str(finished / "recipe.toml"), "--to", "none", "--out", str(tmp_path / "again")]) == 0
-    losses = [[json.loads(line)["loss"] for line in (run / "steps.jsonl").read_text().splitlines()] for run in (finished, tmp_path / "again")]
+    losses = [
+        [json.loads(line)["loss"] for line in (run / "steps.jsonl").read_text().splitlines()] for run in (finished, tmp_path / "again")
+    ]
     assert losses[0] == losses[1]
 
 
-def test_predict_keeps_the_order_of_arguments_stdin_and_files(finished: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_predict_keeps_the_order_of_arguments_stdin_and_files(
+    finished: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     texts = ["the food was lovely", "a bad room", "very slow staff", "", "מלון 🏨 " * 50]
     assert main(["predict", str(finished), *texts, "--json"]) == 0
     given = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -140,7 +174,9 @@ BAD_DATA: dict[str, tuple[str, bytes, str]] = {
 
 
 @pytest.mark.parametrize("kind", sorted(BAD_DATA))
-def test_bad_data_is_one_message_and_leaves_nothing(kind: str, tmp_path: Path, capsys: Capture, tiny_source: Callable[[str], Source]) -> None:
+def test_bad_data_is_one_message_and_leaves_nothing(
+    kind: str, tmp_path: Path, capsys: Capture, tiny_source: Callable[[str], Source]
+) -> None:
     name, content, word = BAD_DATA[kind]
     (tmp_path / name).write_bytes(content)
     said = failure(capsys, "fit", str(tmp_path / name), "--model", str(tiny_source("bert").folder), "--out", str(tmp_path / "run"))
@@ -151,7 +187,9 @@ def test_bad_data_is_one_message_and_leaves_nothing(kind: str, tmp_path: Path, c
 def test_a_label_that_train_lacks_is_refused(tmp_path: Path, capsys: Capture, tiny_source: Callable[[str], Source]) -> None:
     train, test = write_rows(tmp_path / "train.jsonl"), tmp_path / "test.jsonl"
     test.write_text('{"text": "the room", "label": "unheard"}\n{"text": "food", "label": "sad"}\n')
-    said = failure(capsys, "fit", str(train), "--test", str(test), "--model", str(tiny_source("bert").folder), "--out", str(tmp_path / "run"))
+    said = failure(
+        capsys, "fit", str(train), "--test", str(test), "--model", str(tiny_source("bert").folder), "--out", str(tmp_path / "run")
+    )
     assert "unheard" in said
 
 
@@ -167,7 +205,19 @@ def test_long_and_foreign_texts_work_and_cuts_are_counted(tmp_path: Path, capsys
     with open(data, "a", encoding="utf-8") as file:
         for text in ("good " * 20_000, "😀🏳️‍🌈 lovely", "שלום עולם bad"):
             file.write(json.dumps({"text": text, "label": "happy"}) + "\n")
-    command = ["fit", str(data), "--model", str(tiny_source("bert").folder), "--epochs", "1", "--to", "none", "--out", str(tmp_path / "run"), "--json"]
+    command = [
+        "fit",
+        str(data),
+        "--model",
+        str(tiny_source("bert").folder),
+        "--epochs",
+        "1",
+        "--to",
+        "none",
+        "--out",
+        str(tmp_path / "run"),
+        "--json",
+    ]
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["truncated_tokens"] >= 19_000
 

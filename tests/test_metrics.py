@@ -23,8 +23,8 @@ def answered() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def test_single_label_scores_follow_their_definitions(answered: tuple[np.ndarray, ...]) -> None:
-    gold, chances, answers = answered
-    scores = metrics.single_label(gold, chances, answers)
+    gold, _, answers = answered
+    scores = metrics.single_label(gold, answers)
     table = np.array([f1_by_hand(gold, answers, label) for label in range(4)])
     share = np.bincount(gold, minlength=4) / len(gold)
     for place, name in enumerate(("precision", "recall", "f1")):
@@ -40,7 +40,7 @@ def test_single_label_scores_follow_their_definitions(answered: tuple[np.ndarray
 def test_auroc_is_the_chance_that_a_true_one_is_ranked_above_a_false_one() -> None:
     draw = np.random.default_rng(0)
     gold, chance = draw.integers(0, 2, 50), draw.random(50).round(1)  # with ties
-    scores = metrics.single_label(gold, np.stack([1 - chance, chance], 1), (chance > 0.5).astype(int))
+    scores = metrics.rank_single_label(gold, np.stack([1 - chance, chance], 1))
     ranks = [(a > b) + 0.5 * (a == b) for a in chance[gold == 1] for b in chance[gold == 0]]
     assert scores["auroc"] == pytest.approx(np.mean(ranks))
     assert 0 < scores["average_precision"] <= 1
@@ -48,14 +48,14 @@ def test_auroc_is_the_chance_that_a_true_one_is_ranked_above_a_false_one() -> No
 
 def test_ranking_scores_are_left_out_where_a_label_does_not_occur() -> None:
     chances = np.array([[0.9, 0.1], [0.6, 0.4]])
-    assert "auroc" not in metrics.single_label(np.array([0, 0]), chances, np.array([0, 0]))
+    assert "auroc" not in metrics.rank_single_label(np.array([0, 0]), chances)
 
 
 def test_many_labels_scores_follow_their_definitions() -> None:
     draw = np.random.default_rng(1)
     gold, chances = draw.random((40, 3)) < 0.4, draw.random((40, 3))
     holds = chances > 0.5
-    scores = metrics.many_labels(gold, chances, holds)
+    scores = metrics.many_labels(gold, holds)
     assert scores["micro_f1"] == pytest.approx(f1_by_hand(gold.ravel(), holds.ravel(), True)[2])
     assert scores["macro_f1"] == pytest.approx(np.mean([f1_by_hand(gold[:, k], holds[:, k], True)[2] for k in range(3)]))
     assert scores["exact_match"] == pytest.approx(np.mean([(a == b).all() for a, b in zip(gold, holds, strict=True)]))
@@ -64,7 +64,7 @@ def test_many_labels_scores_follow_their_definitions() -> None:
 
 def test_a_single_yes_or_no_label_is_scored_on_its_yes() -> None:
     gold, holds = np.array([[1], [1], [0], [0], [1]], bool), np.array([[1], [0], [1], [0], [1]], bool)
-    scores = metrics.many_labels(gold, holds.astype(float), holds)
+    scores = metrics.many_labels(gold, holds)
     assert scores["micro_f1"] == scores["macro_f1"] == pytest.approx(2 / 3)
     (row,) = metrics.by_label(gold, holds, ("toxic",))
     assert (row["label"], row["support"]) == ("toxic", 3)
@@ -117,7 +117,7 @@ def test_the_bootstrap_interval_is_that_of_the_normal_approximation() -> None:
 def test_the_bootstrap_repeats_and_copes_with_scores_that_are_not_always_there() -> None:
     gold = np.array([0] * 9 + [1])
     chances = np.linspace(0, 1, 10)
-    score = lambda rows: metrics.single_label(gold[rows], np.stack([1 - chances, chances], 1)[rows], np.zeros(10, int))
+    score = lambda rows: metrics.rank_single_label(gold[rows], np.stack([1 - chances, chances], 1)[rows])
     first = metrics.bootstrap(score, 10, resamples=50)
     assert first == metrics.bootstrap(score, 10, resamples=50)
     assert first["auroc"][0] == 1.0

@@ -77,7 +77,9 @@ class LoRA:
         if missing:
             known = sorted({name.rsplit(".", 1)[-1] for name, _ in found.values()})
             hint = nearest(missing[0], known)
-            raise InputError(f"lora:targets {', '.join(missing)} match no layer of {type(backbone).__name__}. Known: {', '.join(known)}.{hint}")
+            raise InputError(
+                f"lora:targets {', '.join(missing)} match no layer of {type(backbone).__name__}. Known: {', '.join(known)}.{hint}"
+            )
         chosen = {key for key, (name, _) in found.items() if not self.targets or any(matches(name, target) for target in self.targets)}
         exchange(backbone, lambda layer: LowRank(layer, self.rank, scale, self.dropout) if id(layer) in chosen else layer)
         return backbone

@@ -41,7 +41,9 @@ class Classify:
         strangers = sorted({example.target for example in examples} - column.keys())
         if strangers:
             known = ", ".join(self.answers.labels[:10])
-            raise InputError(f"Labels {', '.join(map(repr, strangers[:5]))} are not among those of the training data ({known}). Correct them or train on them.")
+            raise InputError(
+                f"Labels {', '.join(map(repr, strangers[:5]))} are not among those of the training data ({known}). Correct them or train on them."
+            )
         return np.array([column[example.target] for example in examples], dtype=np.int64)
 
     def weights(self, targets: np.ndarray, balanced: bool) -> np.ndarray:
@@ -65,9 +67,12 @@ class Classify:
     def score(self, logits: np.ndarray, targets: np.ndarray) -> metrics.Metrics:
         """The metrics of `metrics.single_label`."""
         chances = self.answers.probabilities(logits)
-        return metrics.single_label(targets, chances, chances.argmax(1))
+        return metrics.single_label(targets, chances.argmax(1))
+
+    def rank(self, logits: np.ndarray, targets: np.ndarray) -> metrics.Metrics:
+        """The metrics of `metrics.rank_single_label`."""
+        return metrics.rank_single_label(targets, self.answers.probabilities(logits))
 
     def calibrate(self: Self, logits: np.ndarray, targets: np.ndarray) -> Self:
         """The temperature that makes the probabilities most likely (Guo et al. 2017, section 4.2)."""
         return dataclasses.replace(self, answers=dataclasses.replace(self.answers, temperature=fit_temperature(logits, targets)))
-

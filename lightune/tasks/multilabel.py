@@ -74,7 +74,11 @@ class Multilabel:
         """The metrics of `metrics.many_labels`, at the fitted thresholds."""
         chances = self.answers.probabilities(logits)
         holds = chances >= np.asarray(self.answers.thresholds or 0.5)
-        return metrics.many_labels(targets.astype(bool), chances, holds)
+        return metrics.many_labels(targets.astype(bool), holds)
+
+    def rank(self, logits: np.ndarray, targets: np.ndarray) -> metrics.Metrics:
+        """The metrics of `metrics.rank_many_labels`."""
+        return metrics.rank_many_labels(targets.astype(bool), self.answers.probabilities(logits))
 
     def calibrate(self, logits: np.ndarray, targets: np.ndarray) -> Multilabel:
         """The threshold of each label that gives it the best F1."""

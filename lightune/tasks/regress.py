@@ -53,6 +53,10 @@ class Regress:
         gold = targets.astype(np.float64) * self.answers.scale + self.answers.center
         return metrics.numbers(gold, self.answers.probabilities(logits)[:, 0])
 
+    def rank(self, logits: np.ndarray, targets: np.ndarray) -> metrics.Metrics:
+        """None: the correlations of `score` are ranks already."""
+        return {}
+
     def calibrate(self, logits: np.ndarray, targets: np.ndarray) -> Regress:
         """The task itself: a value needs no probability."""
         return self

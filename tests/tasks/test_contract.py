@@ -114,8 +114,23 @@ def test_calibration_does_not_change_the_task_and_never_hurts(name: str) -> None
         assert likelihood(fitted, logits * 3, targets) >= likelihood(task, logits * 3, targets)
 
 
+def doubt(task: Any, targets: np.ndarray) -> float:
+    """The share of a row's target that Platt's one part in n + 2 spreads over all labels, in the terms of label smoothing."""
+    count = task.answers.outputs
+    return count / (count - 1) / (len(targets) + 2)
+
+
 def likelihood(task: Any, logits: np.ndarray, targets: np.ndarray) -> float:
-    return float(np.log(task.answers.probabilities(logits)[np.arange(len(targets)), targets]).mean())
+    chances = np.log(task.answers.probabilities(logits))
+    share = doubt(task, targets)
+    return float(((1 - share) * chances[np.arange(len(targets)), targets] + share * chances.mean(1)).mean())
+
+
+def test_few_rows_that_are_all_right_do_not_make_the_model_sure_of_everything() -> None:
+    task, _, targets, _ = described("classify")
+    right = 3.0 * np.eye(task.answers.outputs)[targets[:20]]
+    chances = task.calibrate(right, targets[:20]).answers.probabilities(right)
+    assert 0.9 < chances.max() < 0.97
 
 
 def test_calibration_of_nothing_is_harmless(name: str) -> None:
@@ -135,7 +150,8 @@ def test_the_temperature_is_the_one_that_scipy_finds(scale: float) -> None:
     found = task.calibrate(logits * scale, targets).answers.temperature
 
     def cost(exponent: float) -> float:
-        return float(functional.cross_entropy(torch.from_numpy(logits * scale).double() / np.exp(exponent), torch.from_numpy(targets)))
+        scaled = torch.from_numpy(logits * scale).double() / np.exp(exponent)
+        return float(functional.cross_entropy(scaled, torch.from_numpy(targets), label_smoothing=doubt(task, targets)))
 
     best = minimize_scalar(cost, bounds=(np.log(0.05), np.log(20)), method="bounded", options={"xatol": 1e-8})
     assert found == pytest.approx(np.exp(best.x), rel=2e-3)

@@ -3,7 +3,8 @@
 Usage: python benchmarks/accuracy.py --data DIR --models DIR --work DIR [--only NAME ...] [--collect]
 DIR/NAME/{train,test,validation}.jsonl as in SETS below; models is a folder with minilm/ and albert-tiny-zh/ as transformers loads them.
 Every finished run is kept in WORK as one JSON file and not repeated; --collect runs nothing and only gathers what is there.
-Writes benchmarks/results/accuracy.json: for each set our run.json (shortened), the peer's line, and the commands.
+Writes benchmarks/results/accuracy.json: for each set our run.json (shortened), the peer's scores, and the commands. Training is not timed here:
+that is training_speed.py.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def run(name, command):
 
 
 def shorten(facts):
-    keys = ("task", "method", "examples", "trainable_parameters", "total_parameters", "examples_per_second", "seconds", "precision", "scores", "reference")
+    keys = ("task", "method", "examples", "trainable_parameters", "total_parameters", "precision", "scores", "reference")
     artifacts = [{key: value for key, value in entry.items() if key not in ("path", "sha256")} for entry in facts["artifacts"]]
     return {**{key: facts[key] for key in keys if key in facts}, "artifacts": artifacts}
 
@@ -74,7 +75,7 @@ for name, (task, train, test, epochs, ours, theirs) in SETS.items():
     found[name] = {
         "command": " ".join(["lightune fit", train, *(["--test", test] if test else []), "--epochs", str(epochs), *ours]),
         "lightune": {method: shorten(facts) for method, facts in rows.items() if facts},
-        "peer": {key: line[key] for key in ("peer", "scores", "seconds", "examples_per_second")} if line else None,
+        "peer": {key: line[key] for key in ("peer", "scores")} if line else None,
     }
 cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
 result = {"command": "python benchmarks/accuracy.py", "machine": {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform()}, "sets": found}

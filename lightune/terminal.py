@@ -26,7 +26,6 @@ class Watcher:
         self.progress: Progress | None = None
         self.total = 0
         self.examples = 0
-        self.first: tuple[int, float] | None = None
         self.spoken = time.monotonic()
 
     def __call__(self, fact: Any) -> None:
@@ -51,8 +50,6 @@ class Watcher:
 
     def _say(self, text: str, level: str) -> None:
         mark = {"warning": "warning: ", "error": "error: "}.get(level, "")
-        if level != "note":
-            self.close() if self.progress and self.progress.finished else None
         self.console.print(f"[{LEVELS.get(level, 'dim')}]{mark}{escape(text)}[/]", soft_wrap=True)
 
     def _forecast(self, fact: Any) -> None:
@@ -64,8 +61,6 @@ class Watcher:
         )
 
     def _step(self, fact: Any) -> None:
-        if self.first is None:
-            self.first = (fact.step, fact.seconds)
         self.examples += fact.examples
         rate = self.examples / max(fact.seconds, 1e-9)
         if self.console.is_terminal:

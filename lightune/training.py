@@ -37,6 +37,7 @@ from lightune.optimizers import Optimizer, find_optimizer, rate_share
 from lightune.options import parse_spec
 from lightune.recipes import TrainOptions
 
+PROGRESS = ("step", "peak", "since_best", "since_drop", "best_value", "seconds", "precision")  # what a checkpoint keeps of the loop
 LEAST_WIDTH = 256  # of the precision probe: narrower products take too little time to compare
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.5, 1  # the rate halves after more than one evaluation without improvement
 DEFAULT_RATE = 1e-4  # of a model whose last change has none, such as a merged one
@@ -133,7 +134,6 @@ class Training:
         self.since_best = self.since_drop = 0
         self.best: dict[str, Tensor] | None = None
         self.best_value: float | None = None
-        self.first_loss: float | None = None
         self.seconds = 0.0
         self.asked_to_stop = self.stopping = False
         torch.manual_seed(options.seed + 1 + self.accelerator.process_index)
@@ -273,7 +273,7 @@ class Training:
             torch.cuda.set_rng_state(random, self.device)
         self.optimizer.restore(moments)
         self.best = best
-        for name in ("step", "peak", "since_best", "since_drop", "best_value", "first_loss", "seconds", "precision"):
+        for name in PROGRESS:
             setattr(self, name, progress[name])
         return self.step
 
@@ -286,7 +286,6 @@ class Training:
         norm = self.optimizer.clip(self.options.clip)
         self.optimizer.step()
         self.step += 1
-        self.first_loss = loss if self.first_loss is None else self.first_loss
         return Step(self.step, round(self.step / self.steps_per_epoch, 4), loss, rate, tokens, len(rows), 0.0, norm)
 
     def _gradient(self, rows: np.ndarray) -> tuple[float, int]:
@@ -416,8 +415,7 @@ class Training:
         return self._score(logits)[self.metric]
 
     def _progress(self) -> dict[str, Any]:
-        names = ("step", "peak", "since_best", "since_drop", "best_value", "first_loss", "seconds", "precision")
-        return {**{name: getattr(self, name) for name in names}, "has_best": self.best is not None, "fingerprint": self._fingerprint()}
+        return {**{name: getattr(self, name) for name in PROGRESS}, "has_best": self.best is not None, "fingerprint": self._fingerprint()}
 
     def _random_states(self) -> dict[str, Tensor]:
         """The state of every generator that dropout draws from."""

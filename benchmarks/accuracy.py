@@ -78,5 +78,9 @@ for name, (task, train, test, epochs, ours, theirs) in SETS.items():
         "peer": {key: line[key] for key in ("peer", "scores")} if line else None,
     }
 cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
-result = {"command": "python benchmarks/accuracy.py", "machine": {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform()}, "sets": found}
+result = {
+    "command": "python benchmarks/accuracy.py",
+    "machine": {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform()},
+    "sets": found,
+}
 Path(args.out).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")

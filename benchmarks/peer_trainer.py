@@ -41,7 +41,7 @@ random.Random(args.seed).shuffle(train)
 train = train[: args.limit or None]
 tokenizer = AutoTokenizer.from_pretrained(args.model)
 if args.task == "multilabel":
-    names = list(train[0])[list(train[0]).index("related"):]
+    names = list(train[0])[list(train[0]).index("related") :]
     target = lambda row: [float(row[name] == "1") for name in names]
 elif args.task == "regress":
     names, target = ["score"], lambda row: float(row["score"])
@@ -60,8 +60,10 @@ def score(prediction):
     if args.task == "regress":
         return {"pearson": float(pearsonr(logits[:, 0], gold)[0]), "spearman": float(spearmanr(logits[:, 0], gold)[0])}
     if args.task == "multilabel":
-        return {"micro_f1": f1_score(gold, logits > 0, average="micro", zero_division=0),
-                "macro_f1": f1_score(gold, logits > 0, average="macro", zero_division=0)}
+        return {
+            "micro_f1": f1_score(gold, logits > 0, average="micro", zero_division=0),
+            "macro_f1": f1_score(gold, logits > 0, average="macro", zero_division=0),
+        }
     answers = logits.argmax(-1)
     return {"accuracy": accuracy_score(gold, answers), "macro_f1": f1_score(gold, answers, average="macro", zero_division=0)}
 
@@ -71,20 +73,44 @@ model = AutoModelForSequenceClassification.from_pretrained(args.model, num_label
 trainer = Trainer(
     model,
     TrainingArguments(
-        tempfile.mkdtemp(), per_device_train_batch_size=args.batch, per_device_eval_batch_size=64, num_train_epochs=args.epochs,
-        learning_rate=args.lr, warmup_steps=0.1, weight_decay=0.01, bf16=args.precision == "bf16", use_cpu=True, report_to=[],
-        save_strategy="no", logging_steps=10_000, disable_tqdm=True, train_sampling_strategy="group_by_length", seed=args.seed,
+        tempfile.mkdtemp(),
+        per_device_train_batch_size=args.batch,
+        per_device_eval_batch_size=64,
+        num_train_epochs=args.epochs,
+        learning_rate=args.lr,
+        warmup_steps=0.1,
+        weight_decay=0.01,
+        bf16=args.precision == "bf16",
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        logging_steps=10_000,
+        disable_tqdm=True,
+        train_sampling_strategy="group_by_length",
+        seed=args.seed,
     ),
-    train_dataset=encode(train), eval_dataset=encode(test), data_collator=DataCollatorWithPadding(tokenizer), compute_metrics=score,
+    train_dataset=encode(train),
+    eval_dataset=encode(test),
+    data_collator=DataCollatorWithPadding(tokenizer),
+    compute_metrics=score,
 )
 start = time.perf_counter()
 trainer.train()
 seconds = time.perf_counter() - start
 scores = {name.removeprefix("eval_"): round(float(value), 4) for name, value in trainer.evaluate().items()}
 known = ("accuracy", "macro_f1", "micro_f1", "pearson", "spearman", "loss")
-print(json.dumps({
-    "peer": f"transformers Trainer full {args.precision} group_by_length", "task": args.task, "train": args.train, "epochs": args.epochs, "lr": args.lr,
-    "scores": {name: scores[name] for name in known if name in scores}, "seconds": round(seconds, 1),
-    "examples_per_second": round(len(train) * args.epochs / seconds, 1),
-    "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-}))
+print(
+    json.dumps(
+        {
+            "peer": f"transformers Trainer full {args.precision} group_by_length",
+            "task": args.task,
+            "train": args.train,
+            "epochs": args.epochs,
+            "lr": args.lr,
+            "scores": {name: scores[name] for name in known if name in scores},
+            "seconds": round(seconds, 1),
+            "examples_per_second": round(len(train) * args.epochs / seconds, 1),
+            "peak_resident_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        }
+    )
+)

@@ -30,7 +30,17 @@ args = parser.parse_args()
 
 def run_peer(name):
     folder = Path(args.data) / name
-    command = [sys.executable, args.peer, args.model, folder / "train.jsonl", folder / "test.jsonl", "--epochs", args.epochs, "--lr", args.rate]
+    command = [
+        sys.executable,
+        args.peer,
+        args.model,
+        folder / "train.jsonl",
+        folder / "test.jsonl",
+        "--epochs",
+        args.epochs,
+        "--lr",
+        args.rate,
+    ]
     command += ["--precision", args.precision, "--sampling", "group_by_length"]
     facts = json.loads(subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout.strip().splitlines()[-1])
     return {key: facts[key] for key in ("accuracy", "examples_per_second", "seconds", "peak_resident_bytes")}
@@ -40,7 +50,21 @@ def run_lightune(name):
     folder = Path(args.data) / name
     with tempfile.TemporaryDirectory() as out:
         command = [sys.executable, "-m", "lightune", "fit", folder / "train.jsonl", "--test", folder / "test.jsonl", "--dev-share", "0"]
-        command += ["--model", args.model, "--epochs", args.epochs, "--rate", args.rate, "--to", "none", "--label", "label", "--out", f"{out}/run", "--json"]
+        command += [
+            "--model",
+            args.model,
+            "--epochs",
+            args.epochs,
+            "--rate",
+            args.rate,
+            "--to",
+            "none",
+            "--label",
+            "label",
+            "--out",
+            f"{out}/run",
+            "--json",
+        ]
         facts = json.loads(subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True).stdout)
     found = {key: facts[key] for key in ("examples_per_second", "seconds", "peak_resident_bytes")}
     return {"accuracy": facts["scores"]["accuracy"]["value"], **found}
@@ -53,13 +77,17 @@ for name in args.sets:
         for side, start in (("peer", run_peer), ("lightune", run_lightune)):
             runs[side].append(start(name))
             print(name, number, side, runs[side][-1], flush=True)
-    ratios = [ours["examples_per_second"] / theirs["examples_per_second"] for ours, theirs in zip(runs["lightune"], runs["peer"], strict=True)]
+    ratios = [
+        ours["examples_per_second"] / theirs["examples_per_second"] for ours, theirs in zip(runs["lightune"], runs["peer"], strict=True)
+    ]
     medians = {side: {key: statistics.median(run[key] for run in each) for key in each[0]} for side, each in runs.items()}
     found[name] = {"runs": runs, "median": medians, "ratio": {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}}
     print(name, found[name]["median"], found[name]["ratio"], flush=True)
 cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
 result = {
-    "command": "python benchmarks/training_speed.py " + " ".join(f"--{key} {value}" for key, value in vars(args).items() if key in ("epochs", "rate", "rounds", "precision")),
-    "machine": {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform()}, "sets": found,
+    "command": "python benchmarks/training_speed.py "
+    + " ".join(f"--{key} {value}" for key, value in vars(args).items() if key in ("epochs", "rate", "rounds", "precision")),
+    "machine": {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform()},
+    "sets": found,
 }
 Path(args.out).write_text(json.dumps(result, indent=1) + "\n")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from itertools import takewhile
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lightune.errors import InputError
@@ -19,6 +20,18 @@ def blocks(backbone: nn.Module) -> list[nn.Module]:
 
     ALBERT's shared block is one block.
     """
+    return list(_longest_list(backbone))
+
+
+def stacks(backbone: nn.Module) -> list[nn.ModuleList]:
+    """The lists that hold the blocks: one for most models; the encoder's and the decoder's where a model has both."""
+    halves = [getattr(backbone, name, None) for name in ("encoder", "decoder")]
+    if all(isinstance(half, PreTrainedModel) for half in halves):
+        return [_longest_list(half) for half in halves if half is not None]
+    return [_longest_list(backbone)]
+
+
+def _longest_list(backbone: nn.Module) -> nn.ModuleList:
     lists: list[tuple[str, nn.ModuleList]] = [
         (name, module) for name, module in backbone.named_modules() if isinstance(module, nn.ModuleList) and len(module)
     ]
@@ -31,15 +44,41 @@ def blocks(backbone: nn.Module) -> list[nn.Module]:
     ]
     if not outer:
         raise InputError(f"Found no transformer blocks in {type(backbone).__name__}. Lightune needs a list of equal layers.")
-    return list(max(outer, key=lambda found: len(list(found))))
+    return max(outer, key=len)
+
+
+def attentions(block: nn.Module) -> dict[str, list[nn.Module]]:
+    """The weight matrices of every attention inside a block by the name of its module there, in the order in which they are declared.
+
+    The last of each writes to the residual stream, those before it read from it. A decoder block has two attentions where it also
+    looks at an encoder.
+    """
+    found: dict[str, list[nn.Module]] = {}
+    for name, layer in linears(block):
+        if where := _attention_of(name):
+            found.setdefault(where, []).append(layer)
+    return found
+
+
+def feed_forward(block: nn.Module) -> list[nn.Module]:
+    """The weight matrices of a block outside its attentions, in the order in which they are declared; the last writes to the stream."""
+    return [layer for name, layer in linears(block) if not _attention_of(name)]
+
+
+def _attention_of(name: str) -> str | None:
+    """The first part of a dotted name that speaks of attention, with all before it."""
+    parts = name.split(".")
+    place = next((number for number, part in enumerate(parts) if "att" in part.lower()), None)
+    return None if place is None else ".".join(parts[: place + 1])
 
 
 def word_embedding(backbone: nn.Module) -> nn.Embedding:
-    """The token table."""
-    table = backbone.get_input_embeddings()  # type: ignore[operator]
-    if not isinstance(table, nn.Embedding):
-        raise InputError(f"The token table of {type(backbone).__name__} is {type(table).__name__}, expected an embedding.")
-    return table
+    """The token table; of a factored one the thin table, which a matrix widens."""
+    whole = backbone.get_input_embeddings()  # type: ignore[operator]
+    tables = [part for part in whole.modules() if isinstance(part, nn.Embedding)] if isinstance(whole, nn.Module) else []
+    if len(tables) != 1:
+        raise InputError(f"The token table of {type(backbone).__name__} is {type(whole).__name__}, expected an embedding.")
+    return tables[0]
 
 
 def embeddings(backbone: nn.Module) -> list[nn.Module]:
@@ -74,7 +113,8 @@ def longest_input(config: object) -> int | None:
     """
     size = getattr(config, "max_position_embeddings", None)
     if getattr(config, "model_type", "") in ("roberta", "xlm-roberta", "camembert", "longformer", "mpnet"):
-        size = size and size - (getattr(config, "pad_token_id", 1) or 1) - 1
+        padding = getattr(config, "pad_token_id", None)
+        size = size and size - (1 if padding is None else padding) - 1
     return size
 
 

@@ -24,10 +24,10 @@ RESIDENT_ROWS = 8
 
 # Peak memory of this process alone: VmHWM starts anew with each program, where getrusage also counts the parent that forked it.
 _RESIDENT = """
-import json, sys
+import importlib, json, sys
 sys.path[:0] = json.loads(sys.argv[2])
-from lightune.runtime import load
-predictor = load(sys.argv[1], threads=int(sys.argv[3]))
+module, _, name = sys.argv[4].rpartition(".")
+predictor = getattr(importlib.import_module(module), name)(sys.argv[1], threads=int(sys.argv[3]))
 for text, pair in json.load(sys.stdin):
     predictor.predict([(text, pair)])
 try:
@@ -75,8 +75,10 @@ def throughput(predictor: Any, examples: Sequence[Any], batch: int = BATCH, *, r
     return batch * len(seconds) / sum(seconds)
 
 
-def resident_bytes(folder: str | Path, examples: Sequence[Any], threads: int = 1) -> int:
+def resident_bytes(folder: str | Path, examples: Sequence[Any], threads: int = 1, opener: str = "lightune.runtime.load") -> int:
     """Peak resident memory of a fresh process that opens an artefact with `lightune.runtime` alone and answers a few examples one by one.
+
+    opener: the function, by its dotted name, that opens the artefact.
 
     Raises:
         InputError: no examples. CheckFailed: the process did not end well; the message holds its last line.
@@ -85,7 +87,7 @@ def resident_bytes(folder: str | Path, examples: Sequence[Any], threads: int = 1
     if not texts:
         raise InputError("Got no examples to measure with, expected at least one.")
     rows = json.dumps(list(zip(texts, pairs or [None] * len(texts), strict=True)))
-    command = [sys.executable, "-c", _RESIDENT, str(folder), json.dumps(sys.path), str(threads)]
+    command = [sys.executable, "-c", _RESIDENT, str(folder), json.dumps(sys.path), str(threads), opener]
     done = subprocess.run(command, input=rows, capture_output=True, text=True, encoding="utf-8", check=False)
     if done.returncode != 0:
         raise CheckFailed(f"{folder} could not be opened in a fresh process: {done.stderr.strip().splitlines()[-1:]}")

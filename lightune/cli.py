@@ -64,7 +64,7 @@ def with_options(*classes: type, skip: tuple[str, ...] = ()) -> Callable[[Callab
 
 
 @app.command
-@with_options(recipes.Recipe, recipes.DataOptions, recipes.TrainOptions, skip=("train",))
+@with_options(recipes.Recipe, recipes.DataOptions, recipes.TrainOptions, recipes.Budget, skip=("train",))
 def fit(
     data: Annotated[str | None, Parameter(help="labelled data: a file, a folder, a catalogue name or hub:owner/name")] = None, /, *,
     out: Annotated[str | None, Parameter(help="run folder [default: runs/NAME]")] = None,
@@ -110,7 +110,7 @@ def _show_run(folder: Path, record: dict[str, Any]) -> None:
         agree = f"{entry['parity']['agree']:.1%}"
         rows.append(
             [
-                entry["target"],
+                Path(entry["path"]).name,
                 terminal.size(entry["bytes"]),
                 entry["milliseconds"]["p50"],
                 terminal.size(entry["resident_bytes"]),
@@ -120,8 +120,11 @@ def _show_run(folder: Path, record: dict[str, Any]) -> None:
         )
     if rows:
         terminal.print_table(["model", "size", "ms a text", "memory", primary, "same answers"], rows)
+    for name, item in ((record["budget"] or {}).get("held") or {}).items():
+        verdict = "met" if item["met"] else "NOT MET"
+        terminal.print_line(f"{name.replace('_', '-'):9} {verdict}: {item['value']:.4g} for a limit of {item['limit']:.4g}")
     terminal.print_line(f"report  {folder / 'report.html'}")
-    example = folder / record["artifacts"][0]["path"] if record["artifacts"] else folder
+    example = folder / record["artifacts"][-1]["path"] if record["artifacts"] else folder
     terminal.print_line(f'predict lightune predict {example} "your text"')
 
 
@@ -137,17 +140,27 @@ def _checked(scores: dict[str, Any], at_least: float | None) -> int:
 @with_options(recipes.DataOptions, skip=("train", "dev", "test", "dev_share", "test_share", "limit", "max_length"))
 def inspect(
     target: Annotated[str, Parameter(help="a model (name, folder, hub id, run) or data (file, folder, name)")], /, *,
+    data: Annotated[str | None, Parameter(help="labelled data of a fine-tuned model's task: tells which parts the task can spare")] = None,
+    rows: Annotated[int | None, Parameter(help="at most so many of its rows [default: 256]")] = None,
+    length: Annotated[int | None, Parameter(help="tokens of the text that is timed [default: the median of the data, else 32]")] = None,
+    batch: Annotated[int | None, Parameter(help="texts at once [default: 1]")] = None,
+    threads: Annotated[int | None, Parameter(help="processor threads [default: 1]")] = None,
+    quick: Annotated[bool, Parameter(negative="", help="count only: export and time nothing")] = False,
+    out: Annotated[str | None, Parameter(help="also write a page on the model into this HTML file")] = None,
     json: Json = False, **options: Any,
 ) -> int:  # fmt: skip
-    """Analyse a model (parameters and bytes of its parts) or data (what is wrong with them)."""
+    """Analyse a model (parameters, bytes, FLOPs and milliseconds of its parts, what can be spared) or data (what is wrong with them)."""
     from lightune import inspection
 
-    facts = inspection.inspect(target, **{name: value for name, value in options.items() if value is not None})
+    given = {name: value for name, value in options.items() if value is not None}
+    facts = inspection.inspect(
+        target, data=data, rows=rows, length=length, batch=batch, threads=threads, quick=quick, out=out, tell=_tell, **given
+    )
     if json:
         terminal.print_json(facts)
     else:
-        for title, headers, rows in inspection.tables(facts):
-            terminal.print_table(headers, rows, title=title)
+        for title, headers, lines in inspection.tables(facts):
+            terminal.print_table(headers, lines, title=title)
     return 0
 
 
@@ -200,6 +213,30 @@ def evaluate(
 
 
 @app.command
+@with_options(recipes.Budget, recipes.DistillOptions)
+def shrink(
+    run: Annotated[str, Parameter(help="a finished run")], /, *,
+    step: Annotated[list[str] | None, Parameter(help="a step to take in place of a search, as in depth=3 or ffn=1/2; several in their order", negative="")] = None,
+    take: Annotated[int | None, Parameter(help="make this point of the front the run's small artefact")] = None,
+    epochs: Annotated[float | None, Parameter(help="passes over the rows after named steps; by default the time decides")] = None,
+    to: Annotated[str, Parameter(help="what the model is exported to after named steps, as in onnx:weights=8,tables=4")] = "onnx-int8",
+    overwrite: Annotated[bool, Parameter(negative="", help="forget an earlier search of the run")] = False,
+    json: Json = False, **options: Any,
+) -> int:  # fmt: skip
+    """Make a run's model smaller, by named steps or by a search for what holds a budget, distil it from the run, and prove the file."""
+    from lightune import shrinking
+
+    given = {name: value for name, value in options.items() if value is not None}
+    watcher = terminal.Watcher()
+    try:
+        found = shrinking.shrink(run, steps=step or (), take=take, epochs=epochs, to=to, overwrite=overwrite, watch=watcher, **given)
+    finally:
+        watcher.close()
+    terminal.print_json(found.record) if json else _show_run(found.folder, found.record)
+    return 0
+
+
+@app.command
 def export(
     run: Annotated[str, Parameter(help="a finished run")], /, *,
     to: Annotated[list[str] | None, Parameter(help="onnx, onnx-int8 [default: onnx-int8]", consume_multiple=True, negative="")] = None,
@@ -220,22 +257,33 @@ def bench(
     data: Annotated[str | None, Parameter(help="a file whose texts are timed; an English sentence by default")] = None,
     words: Annotated[int, Parameter(help="words of that sentence")] = 12,
     threads: Annotated[int, Parameter(help="processor threads")] = 1,
+    table: Annotated[bool, Parameter(negative="", help="print as JSON what smaller models of one run, or of a folder of probes, would cost")] = False,
+    probes: Annotated[str | None, Parameter(help="write the probes of that table into a folder, to be timed on another machine")] = None,
+    batch: Annotated[int, Parameter(help="texts at once, for the table")] = 1,
+    length: Annotated[int | None, Parameter(help="tokens of a text, for the table; as the texts are by default")] = None,
     json: Json = False,
 ) -> int:  # fmt: skip
-    """Time runs and artefacts side by side: latency, throughput, memory, size."""
+    """Time runs and artefacts side by side: latency, throughput, memory, size. Or measure a cost table."""
     from lightune import predictors
 
+    if probes:
+        path = predictors.write_probes(targets, data, probes, words=words, tell=_tell)
+        terminal.print_json({"probes": str(path)}) if json else terminal.print_line(str(path))
+        return 0
+    if table:
+        terminal.print_json(predictors.measure_costs(targets, data, words=words, tell=_tell, threads=threads, batch=batch, length=length))
+        return 0
     rows = predictors.bench(targets, data, words=words, threads=threads)
     if json:
         terminal.print_json({"threads": threads, "rows": rows})
         return 0
-    table = [
+    lines = [
         [row["target"], terminal.size(row["bytes"]), row["milliseconds"]["p50"], row["milliseconds"]["p95"], row["examples_per_second"]["value"], terminal.size(row["resident_bytes"])]
         for row in rows
     ]  # fmt: skip
     terminal.print_table(
         ["target", "size", "p50 ms", "p95 ms", "texts/s", "memory"],
-        table,
+        lines,
         title=f"{threads} thread{'s' * (threads > 1)}, latency at batch 1, throughput at batch 32",
     )
     return 0

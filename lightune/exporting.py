@@ -18,6 +18,7 @@ from lightune.runtime import load as load_artifact
 from lightune.runtime.manifest import sha256
 
 PARITY_ROWS = 256  # development rows on which an artefact is compared with its model
+SAMPLE_ROWS = 64
 
 Tell = Callable[[str], None]
 
@@ -29,6 +30,7 @@ def export(
     *,
     dev: Sequence[Example],
     test: Sequence[Example],
+    sample: Sequence[Example] = (),
     reference: Scores | None = None,
     name: str | None = None,
     tell: Tell = lambda _: None,
@@ -37,6 +39,7 @@ def export(
 
     Args:
         dev: rows for the parity check and the timing. test: labelled rows for the score; may be empty.
+        sample: rows, labelled or not, on which the ranges of activations are seen where these are quantized; `dev` by default.
         reference: the model's own scores on `test`, from which the kept share is computed.
         name: what the artefact calls itself; the base's name by default.
 
@@ -51,7 +54,7 @@ def export(
     rows = list(dev[:PARITY_ROWS]) or list(test[:PARITY_ROWS])
     with staged(folder) as draft:  # what does not answer as the model does never takes the place of what did
         tell(f"Writing {target}")
-        found.write(merged, draft, name=name)
+        found.write(merged, draft, name=name, sample=sample[:SAMPLE_ROWS] or dev[:SAMPLE_ROWS])
         tell(f"Comparing {target} with the model on {len(rows)} rows")
         parity = exports.verify(model.logits(rows), draft, rows, found.tolerance)
     artifact = load_artifact(folder, threads=1)

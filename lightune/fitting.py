@@ -6,53 +6,24 @@ import dataclasses
 import os
 import resource
 import shutil
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
-from lightune import __version__, architectures, exporting, exports, models, sources
-from lightune.data import Example, Splits, doctor, read, read_parts, split
+from lightune import __version__, architectures, exporting, exports, models, shrinking
 from lightune.errors import CheckFailed, InputError, LightuneError
 from lightune.evaluation import Scores, evaluate
 from lightune.methods import make_method
-from lightune.models import Model
 from lightune.optimizers import find_optimizer
 from lightune.options import format_spec, parse_spec
+from lightune.preparation import Interrupted, Prepared, Told, Watch, prepare, read_all, stop_on_signals
 from lightune.recipes import Recipe, format_recipe, read_recipe, resolve
 from lightune.reports import write_card, write_report
 from lightune.runs import Run, describe_environment, free_name, full_disk_told, new_run, open_run
-from lightune.tasks import find_task
-from lightune.training import Evaluation, Forecast, Step, Training
-
-LONGEST = 512  # tokens: the default limit of bases that could take more
-LEAST_LENGTH = 16  # tokens, until the base is loaded and says what it can take
-
-
-class Interrupted(LightuneError):
-    """Training was stopped by a signal; the run can be resumed."""
-
-    exit_code = 130
-
-
-@dataclass(frozen=True)
-class Told:
-    """A sentence for the user: a stage that begins, something that was guessed, or a warning."""
-
-    text: str
-    level: str = "note"
-
-
-Watch = Callable[[Told | Forecast | Step | Evaluation | Any], None]
+from lightune.training import Evaluation, Training
 
 
 def fit(
@@ -105,7 +76,8 @@ def fit(
         run.write("recipe.toml", format_recipe(recipe))
         run.write("environment.json", describe_environment(recipe.train.seed))
         run.write("data.json", prepared.facts)
-    return _train_and_finish(run, recipe, prepared, watch)
+    _train_and_finish(run, recipe, prepared, watch)
+    return _hold_budget(run, recipe, source, watch)
 
 
 def resume(folder: str | Path, *, data: Any = None, watch: Watch = lambda fact: None) -> Run:
@@ -115,12 +87,21 @@ def resume(folder: str | Path, *, data: Any = None, watch: Watch = lambda fact: 
         InputError: the folder is no run, or its data are gone.
     """
     run = open_run(folder)
-    if (run.folder / "run.json").exists():
-        watch(Told(f"{run.folder} is finished already."))
-        return run
     recipe = resolve(read_recipe(run.folder / "recipe.toml"), {})
     source = data if data is not None else recipe.data.train
-    return _train_and_finish(run, recipe, prepare(recipe, source, watch), watch, resumed=True)
+    if not (run.folder / "run.json").exists():
+        _train_and_finish(run, recipe, prepare(recipe, source, watch), watch, resumed=True)
+    elif not recipe.budget.limits or run.record["budget"]:
+        watch(Told(f"{run.folder} is finished already."))
+        return run
+    return _hold_budget(run, recipe, source, watch)
+
+
+def _hold_budget(run: Run, recipe: Recipe, source: Any, watch: Watch) -> Run:
+    """Search for what holds the budget, where there is one."""
+    if recipe.budget.limits and is_leader():
+        shrinking.search(run, recipe, data=source, watch=watch)
+    return run
 
 
 def export_again(folder: str | Path, targets: Sequence[str], *, watch: Watch = lambda fact: None) -> dict[str, Any]:
@@ -132,13 +113,14 @@ def export_again(folder: str | Path, targets: Sequence[str], *, watch: Watch = l
     rows = parts.get("test") or parts.get("dev") or parts["train"]
     scores = evaluate(model, rows, resamples=0)
     for target in targets:
-        path = run.artifacts / target
+        path = run.artifacts / exports.folder_name(target)
         entry = exporting.export(
             model,
             target,
             path,
             dev=parts.get("dev") or rows,
             test=rows,
+            sample=parts["train"],
             reference=scores,
             name=record["name"],
             tell=lambda text: watch(Told(text)),
@@ -149,74 +131,6 @@ def export_again(folder: str | Path, targets: Sequence[str], *, watch: Watch = l
     write_card(run.folder)
     write_report([run.folder])
     return record
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Data that were read, split and examined, and the model that will be trained on them."""
-
-    train: Sequence[Example]
-    dev: Sequence[Example]
-    test: Sequence[Example]
-    model: Model
-    facts: dict[str, Any]
-    truncated_tokens: int
-
-
-def prepare(recipe: Recipe, source: Any, watch: Watch = lambda fact: None) -> Prepared:
-    """Read, split and examine the data, load the base and put the method on it; nothing is trained or written.
-
-    Raises:
-        InputError: every error that the doctor found, or a base, column or option that is wrong.
-    """
-    watch(Told("Reading the data"))
-    splits = read_all(recipe, source)
-    parts = {name: part for name, part in splits.parts.items() if name == "train" or len(part)}
-    for sentence in splits.facts["told"]:
-        watch(Told(sentence))
-    for sentence in splits.facts.get("warnings", ()):
-        watch(Told(sentence, "warning"))
-    task = find_task(parts["train"].columns.task)
-    examined = {**parts, **({"unlabelled": splits.unlabelled} if len(splits.unlabelled) else {})}
-    _stop_on_errors(doctor.examine(examined))
-    base = sources.resolve_model(recipe.model, tell=lambda sentence: watch(Told(sentence)))
-    described = task.describe(parts["train"])
-    watch(Told(f"Loading the base {recipe.model}"))
-    model = models.start(base, described, max_length=LEAST_LENGTH, pooling=recipe.pooling, seed=recipe.train.seed)
-    model.encoder.max_length = _max_length(recipe, model)
-    lengths = {name: model.encoder.encode([e.text for e in part], [e.pair for e in part]).lengths for name, part in parts.items()}
-    findings = doctor.examine(examined, lengths=lengths, max_length=model.encoder.max_length)
-    for finding in findings:
-        watch(finding)
-    facts = doctor.describe(parts, findings, lengths=lengths)
-    torch.manual_seed(recipe.train.seed)
-    model.apply(make_method(recipe.method))
-    cut = sum(int(np.maximum(found - model.encoder.max_length, 0).sum()) for found in lengths.values())
-    return Prepared(parts["train"], parts.get("dev", []), parts.get("test", []), model, facts, cut)
-
-
-def read_all(recipe: Recipe, source: Any) -> Splits:
-    """The data in parts, with every sentence that reading and splitting told in facts["told"]."""
-    options = recipe.data
-    how: dict[str, Any] = {"task": options.task, "text": options.text, "pair": options.pair, "label": options.label}
-    form: dict[str, Any] = {"delimiter": options.delimiter, "encoding": options.encoding}
-    parts = read_parts(sources.locate_data(source), **how, **form)
-    if "train" not in parts:
-        raise InputError(f"{options.train} has the parts {', '.join(parts)} but no train part. Give training data.")
-    train = parts["train"]
-    told = list(train.facts.get("told", []))
-    same = train.columns.arguments()
-    for name, path in (("dev", options.dev), ("test", options.test)):
-        if path:
-            parts[name] = read(sources.locate_data(path), **same, **form)
-    if options.limit and options.limit < len(train):
-        chosen = np.random.default_rng(recipe.train.seed).permutation(len(train))[: options.limit]
-        told.append(f"{options.limit} of {len(train)} training rows are used, drawn with seed {recipe.train.seed}.")
-        train = train.take(sorted(int(number) for number in chosen))
-    divided = split(train, dev=parts.get("dev", options.dev_share), test=parts.get("test", options.test_share), seed=recipe.train.seed)
-    unlabelled = divided.unlabelled if len(divided.unlabelled) else parts.get("unlabelled", divided.unlabelled)
-    facts = {**divided.facts, "told": told + divided.facts.get("told", [])}
-    return dataclasses.replace(divided, unlabelled=unlabelled, facts=facts)
 
 
 def find_targets(recipe: Recipe) -> tuple[str, ...]:
@@ -282,29 +196,6 @@ def _save_checkpoint(run: Run, training: Training) -> None:
         training.save(run.checkpoints)
 
 
-@contextmanager
-def stop_on_signals(training: Training) -> Iterator[list[str]]:
-    """Turn Ctrl-C and SIGTERM into a stop after the step in progress; a second one takes effect at once."""
-    caught: list[str] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-
-    def stop(number: int, frame: Any) -> None:
-        caught.append(signal.Signals(number).name)
-        training.request_stop()
-        signal.signal(number, before[number])
-
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def _finish(run: Run, recipe: Recipe, prepared: Prepared, training: Training, stopped: str, watch: Watch) -> Run:
     model, test = prepared.model, prepared.test
     alarms = training.alarms()
@@ -324,10 +215,10 @@ def _finish(run: Run, recipe: Recipe, prepared: Prepared, training: Training, st
         record["reference"] = exporting.measure_reference(model, rows, run.model)
     refused = []
     for target in targets:
-        folder = run.artifacts / target
+        folder = run.artifacts / exports.folder_name(target)
         try:
             entry = exporting.export(
-                model, target, folder, dev=prepared.dev or rows, test=rows, reference=scores, name=record["name"],
+                model, target, folder, dev=prepared.dev or rows, test=rows, sample=prepared.train, reference=scores, name=record["name"],
                 tell=lambda text: watch(Told(text)),
             )  # fmt: skip
         except CheckFailed as error:
@@ -367,22 +258,9 @@ def _describe(recipe: Recipe, prepared: Prepared, training: Training, scores: Sc
     }  # fmt: skip
 
 
-def _max_length(recipe: Recipe, model: Model) -> int:
-    limit = architectures.longest_input(model.network.backbone.config)
-    wanted = recipe.data.max_length
-    if wanted and limit and wanted > limit:
-        raise InputError(f"max-length is {wanted}, but {recipe.model} takes at most {limit} tokens. Give {limit} or less.")
-    return wanted or min(limit or LONGEST, LONGEST)
-
-
-def _stop_on_errors(findings: Sequence[Any]) -> None:
-    errors = [finding for finding in findings if finding.level == "error"]
-    if errors:
-        raise InputError("\n".join(f"{finding.message} {finding.cure}".strip() for finding in errors))
-
-
 def _clear(run: Run) -> None:
     """Empty a run folder of what a run writes, and of nothing else."""
+    shrinking.forget(run)
     for name in ("checkpoints", "model", "artifacts"):
         shutil.rmtree(run.folder / name, ignore_errors=True)
     for name in ("recipe.toml", "environment.json", "data.json", "steps.jsonl", "evaluation.json", "run.json", "report.html", "card.md"):

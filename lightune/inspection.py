@@ -2,33 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lightune import sources
 from lightune.catalogue import CATALOGUE
 from lightune.data import doctor, read_parts
-from lightune.errors import MissingExtra
+from lightune.errors import InputError, MissingExtra
+from lightune.reports import write_inspection
+from lightune.reports.inspected import KNOBS, tell_setting
 
 Table = tuple[str, list[str], list[list[Any]]]
+Tell = Callable[[str], None]
 DATA_SUFFIXES = {".csv", ".tsv", ".tab", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".txt", ".gz", ".zst"}
+ABSENT = "–"
+SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)  # at which the curves are told
 
 
-def inspect(target: str, **columns: Any) -> dict[str, Any]:
+def inspect(
+    target: str,
+    *,
+    data: str | None = None,
+    rows: int | None = None,
+    length: int | None = None,
+    batch: int | None = None,
+    threads: int | None = None,
+    quick: bool = False,
+    out: str | Path | None = None,
+    tell: Tell = lambda _: None,
+    **columns: Any,
+) -> dict[str, Any]:
     """Facts on a model {"model": ...} or on data {"data": ...}, whichever the name or path is.
 
+    Args:
+        target: a model (name, folder, hub id, run) or data (file, folder, name).
+        data: labelled data of a fine-tuned model's task: tells which parts the task can spare. rows: at most so many of them.
+        length, batch, threads: what is timed. quick: count only, time nothing. out: write a page on the model, too.
+        columns: how the data are read.
+
     Raises:
-        InputError: neither a model nor data.
+        InputError: neither a model nor data, or options of a model given for data.
     """
+    given = {"rows": rows, "length": length, "batch": batch, "threads": threads}
+    options = {name: value for name, value in given.items() if value is not None}
+    if not is_data(target):
+        facts = inspect_model(target, data=data, quick=quick, tell=tell, columns=columns, **options)
+        if out:
+            write_inspection(facts, Path(out))
+        return {"model": facts}
+    wrong = [name for name, value in {**options, "data": data, "quick": quick, "out": out}.items() if value]
+    if wrong:
+        raise InputError(f"{target!r} is data, but --{wrong[0]} is for models. Leave it out, or name a model.")
+    return {"data": inspect_data(target, **columns)}
+
+
+def is_data(target: str) -> bool:
+    """Whether a name or path means data and no model."""
     entry = CATALOGUE.get(target)
-    if (
-        (entry and entry.kind == "data")
-        or target.startswith("hub:")
-        or Path(target).suffix.lower() in DATA_SUFFIXES
-        or _is_data_folder(target)
-    ):
-        return {"data": inspect_data(target, **columns)}
-    return {"model": inspect_model(target)}
+    named = bool(entry and entry.kind == "data") or target.startswith("hub:")
+    return named or Path(target).suffix.lower() in DATA_SUFFIXES or _is_data_folder(target)
 
 
 def inspect_data(target: str, **columns: Any) -> dict[str, Any]:
@@ -37,13 +70,23 @@ def inspect_data(target: str, **columns: Any) -> dict[str, Any]:
     return doctor.describe(parts, doctor.examine(parts))
 
 
-def inspect_model(target: str) -> dict[str, Any]:
-    """Parameters, bytes and multiply-adds a token of each part of a model: token tables, attention, feed-forward, norms, the rest."""
+def inspect_model(
+    target: str, *, data: str | None = None, columns: Mapping[str, Any] | None = None, tell: Tell = lambda _: None, **options: Any
+) -> dict[str, Any]:
+    """Parameters, bytes, FLOPs and milliseconds of each part of a model, and what its task can spare: see `anatomy.describe_model`."""
     try:
         from lightune import anatomy
     except ImportError:
         raise MissingExtra("inspecting a model", "torch", "train") from None
-    return anatomy.describe_model(target)
+    model = anatomy.open_model(target)
+    examples = _read_labelled(data, model.answers.kind, columns or {}) if data else ()
+    return anatomy.describe_model(model, target, examples=examples, tell=tell, **options)
+
+
+def _read_labelled(data: str, task: str, columns: Mapping[str, Any]) -> Sequence[Any]:
+    """The development rows where the data have them, else the training rows, else the only ones."""
+    parts = read_parts(sources.locate_data(data), **{"task": task, **columns})
+    return next(parts[name] for name in ("dev", "train", *parts) if name in parts)
 
 
 def tables(facts: dict[str, Any]) -> list[Table]:
@@ -69,15 +112,81 @@ def _data_tables(data: dict[str, Any]) -> list[Table]:
 
 
 def _model_tables(model: dict[str, Any]) -> list[Table]:
+    known = [_parts_table(model)]
+    known += [_savings_table(model)] if model["savings"] else []
+    known += [_curves_table(model["importance"]), _blocks_table(model["importance"])] if model["importance"] else []
+    return [*known, *((("Notes", [""], [[note] for note in model["notes"]]),) if model["notes"] else ())]
+
+
+def _parts_table(model: dict[str, Any]) -> Table:
+    total = model["milliseconds"]
     rows = [
         [
-            part["part"],
-            f"{part['parameters']:,}",
-            f"{part['bytes'] / 1e6:.1f} MB",
-            f"{part['share']:.1%}",
-            f"{part['multiply_adds_per_token']:,}",
+            part["part"], f"{part['parameters']:,}", f"{part['bytes'] / 1e6:.2f} MB", f"{part['share']:.1%}", _millions(part["flops"]),
+            _number(part["milliseconds"]), f"{part['milliseconds'] / total:.1%}" if total else ABSENT,
         ]
         for part in model["parts"]
-    ]
+    ]  # fmt: skip
+    last = ["all", f"{model['parameters']:,}", f"{model['bytes'] / 1e6:.2f} MB", "", _millions(model["flops"]), _number(total), ""]
     title = f"{model['name']}: {model['type']}, {model['blocks']} blocks of {model['hidden']}, {model['heads']} heads, at most {model['longest_input']} tokens"
-    return [(title, ["part", "parameters", "fp32", "share", "multiply-adds a token"], rows)]
+    return f"{title}\n{tell_setting(model)}", ["part", "parameters", "fp32", "share", "MFLOP", "ms", "share of ms"], [*rows, last]
+
+
+def _savings_table(model: dict[str, Any]) -> Table:
+    whole = model["savings"][0]
+    rows = [
+        [
+            KNOBS.get(saving["knob"], saving["knob"]), _megabytes(saving["bytes"]), _times(whole["bytes"], saving["bytes"]), _number(saving["milliseconds"]),
+            _times(whole["milliseconds"], saving["milliseconds"]), ABSENT if saving["lost"] is None else f"{saving['lost']:.1%}", saving["note"],
+        ]
+        for saving in model["savings"]
+    ]  # fmt: skip
+    headers = ["each knob alone", "artefact", "smaller", "ms", "faster", "importance lost", ""]
+    return "What each knob would save, exported and timed without training", headers, rows
+
+
+def _curves_table(known: dict[str, Any]) -> Table:
+    rows = [[knob, *(f"{lost_at(curve, share):.1%}" for share in SHARES)] for knob, curve in known["curves"].items()]
+    title = f"Importance lost when the least important go first ({known['rows']} rows)"
+    return title, ["knob", *(f"{share:.0%} removed" for share in SHARES)], rows
+
+
+def lost_at(curve: Sequence[Sequence[float]], share: float) -> float:
+    """The value of a curve at a share, on the line between its points."""
+    (x, y), *rest = curve
+    for right, value in rest:
+        if right >= share:
+            return y + (value - y) * (share - x) / (right - x) if right > x else value
+        x, y = right, value
+    return y
+
+
+def _blocks_table(known: dict[str, Any]) -> Table:
+    rows = [
+        [
+            block["block"],
+            f"{block['influence']:.4f}",
+            f"{block['share']:.1%}",
+            f"{block['half_of_heads']:.1%}",
+            f"{block['half_of_ffn']:.1%}",
+        ]
+        for block in known["blocks"]
+    ]
+    headers = ["block", "influence", "share of all", "in its lesser half of heads", "in its lesser half of neurons"]
+    return "Importance of each block", headers, rows
+
+
+def _number(value: float | None) -> str:
+    return ABSENT if value is None else f"{value:.3f}"
+
+
+def _millions(value: int) -> str:
+    return f"{value / 1e6:,.2f}"
+
+
+def _megabytes(value: int | None) -> str:
+    return ABSENT if value is None else f"{value / 1e6:.2f} MB"
+
+
+def _times(whole: float | None, value: float | None) -> str:
+    return f"{whole / value:.2f}x" if whole and value else ABSENT

@@ -140,3 +140,28 @@ def bootstrap(
             for name, value in score(draw.integers(0, count, count)).items():
                 seen.setdefault(name, []).append(value)
     return {name: (float(np.nanquantile(values, 0.025)), float(np.nanquantile(values, 0.975))) for name, values in seen.items()}
+
+
+def kept_share(
+    score: Callable[[np.ndarray], tuple[float, float]], count: int, least: float | None = None, *, resamples: int = 1000, seed: int = 0
+) -> dict[str, float]:
+    """The share of a reference's score that another model keeps on the same rows, by a paired bootstrap (Efron and Tibshirani 1993, ch. 16).
+
+    Args:
+        score: maps int [count] row numbers to the other's score and the reference's.
+        least: the share that is asked for.
+
+    Returns:
+        value; low and high, its 95 % interval; p, the share of resamples in which less than `least` is kept (only where it is given).
+    """
+    other, reference = score(np.arange(count))
+    draw = np.random.default_rng(seed)
+    shares = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(resamples):
+            one, base = score(draw.integers(0, count, count))
+            shares.append(one / base if base else 0.0)
+    found = {"value": other / reference if reference else 0.0}
+    found |= {"low": float(np.quantile(shares, 0.025)), "high": float(np.quantile(shares, 0.975))}
+    return found | ({"p": float(np.mean(np.array(shares) < least))} if least is not None else {})

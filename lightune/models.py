@@ -20,16 +20,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForTextEncoding, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from lightune import __version__, architectures, kernels, sources
 from lightune.errors import InputError, IntegrityError
-from lightune.methods import find_method, method_name
+from lightune.methods import METHODS, find_method, method_name
 from lightune.networks import Network, tensors
 from lightune.options import as_dict, build, format_spec
 from lightune.runtime.answers import Answers
 from lightune.runtime.tokenization import Encoder, batches, texts_and_pairs
+from lightune.shrink import STEPS, check_order, find_step, step_name
 from lightune.tasks import task_for
 
 FORMAT = 1
@@ -115,18 +116,36 @@ class Model:
         self.changes = (*self.changes, method)
         return self
 
+    def shrink(self, step: Any, importance: Any = None) -> Model:
+        """Make the model smaller by one step; every weight is trainable afterwards. Returns self.
+
+        step: see `lightune.shrink`; what it leaves open is chosen by `importance` (see `importance.measure`).
+
+        Raises:
+            InputError: the step cannot follow the changes before it, or does not fit the model.
+        """
+        check_order(self.changes, step)
+        planned = step.plan(self, importance)
+        self.network = planned.apply(self.network)
+        if hasattr(planned, "reencode"):
+            self.encoder = planned.reencode(self.encoder)
+        self.network.requires_grad_(True)
+        self.changes = (*self.changes, planned)
+        return self
+
     def merge(self) -> Model:
         """Fold every change into the weights where that is exact. Returns self; answers stay equal up to rounding.
 
         Raises:
             InputError: a change that cannot be folded.
         """
-        live = [change for change in self.changes if not isinstance(change, Merged)]
+        live = [change for change in self.changes if type(change).__name__ in METHODS.values()]
         for change in reversed(live):
             if hasattr(change, "merge"):
                 self.network.backbone = change.merge(self.network.backbone)
         was = [name for change in self.changes if isinstance(change, Merged) for name in change.was]
-        self.changes = (Merged((*was, *(format_spec(method_name(change), change) for change in live))),)
+        steps = [change for change in self.changes if type(change).__name__ in STEPS.values()]
+        self.changes = (Merged((*was, *(format_spec(method_name(change), change) for change in live))), *steps)
         self.network.requires_grad_(True)
         return self
 
@@ -202,7 +221,7 @@ def load(folder: str | Path) -> Model:
     if _sha256(weights) != facts["sha256"]:
         raise IntegrityError(f"{weights} is not the file that was saved: its sha256 differs. Copy the whole folder again.")
     base = Base(**facts["base"])
-    backbone = _quietly(lambda: _bare(base.config)) if facts["self_contained"] else _same_base(base)
+    backbone = _quietly(lambda: bare_backbone(base.config)) if facts["self_contained"] else _same_base(base)
     encoder = Encoder.from_file(folder / "tokenizer.json", **facts["tokenizer"])
     answers = Answers.from_dict(facts["answers"])
     network = Network(backbone, answers.outputs, facts["pooling"], encoder.inputs)
@@ -212,11 +231,19 @@ def load(folder: str | Path) -> Model:
         if "merged" in change:
             model.changes = (Merged(tuple(change["merged"])),)
             network.requires_grad_(True)
+        elif change["name"] in STEPS:
+            _replay(model, build(find_step(change["name"]), change["options"], change["name"]))
         else:
             model.apply(build(find_method(change["name"]), change["options"], change["name"]))
     _fill(model, stored, weights)
     network.eval()
     return model
+
+
+def _replay(model: Model, step: Any) -> None:
+    """Give the network the structure that an explicit step left; the saved tokenizer has been read already."""
+    model.network = step.apply(model.network).requires_grad_(True)
+    model.changes = (*model.changes, step)
 
 
 def _fill(model: Model, stored: dict[str, torch.Tensor], path: Path) -> None:
@@ -258,14 +285,28 @@ def load_backbone(source: sources.Source) -> torch.nn.Module:
         config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False, **options)
         options |= {"add_pooling_layer": False} if config.model_type in WITH_POOLER else {}
         options |= {"config": config, "attn_implementation": _attention(config, attention), "dtype": torch.float32}
-        backbone = _quietly(lambda: AutoModel.from_pretrained(source.folder, trust_remote_code=False, **options))
+        backbone = _quietly(lambda: _reader(config).from_pretrained(source.folder, trust_remote_code=False, **options))
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(f"The model {source.name!r} cannot be loaded: {first} Check the folder, or choose another base.") from None
     return backbone
 
 
+def load_language_model(source: sources.Source) -> torch.nn.Module | None:
+    """The pretrained model of a source with its masked language model's head; None where the checkpoint has none."""
+    try:
+        found, report = _quietly(
+            lambda: AutoModelForMaskedLM.from_pretrained(
+                source.folder, trust_remote_code=False, output_loading_info=True, dtype=torch.float32
+            )
+        )
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError):
+        return None
+    return None if report["missing_keys"] else found.eval()
+
+
 WITH_POOLER = ("bert", "roberta", "xlm-roberta", "camembert", "albert", "mpnet", "data2vec-text", "ernie")  # their poolers are never used
+TWO_STACKS = ("t5", "mt5", "umt5")  # only their encoders are used
 OWN_ATTENTION = (
     "bert",
     "roberta",
@@ -278,16 +319,21 @@ OWN_ATTENTION = (
 )  # go through transformers' interface
 
 
+def _reader(config: Any) -> Any:
+    """The class of transformers that makes the part of a model which reads text."""
+    return AutoModelForTextEncoding if config.model_type in TWO_STACKS else AutoModel
+
+
 def _attention(config: Any, fast: str) -> str | None:
     """Our attention for encoders that call transformers' attention interface, the model's own choice elsewhere."""
     return fast if config.model_type in OWN_ATTENTION and not getattr(config, "is_decoder", False) else None
 
 
-def _bare(values: dict[str, Any]) -> torch.nn.Module:
+def bare_backbone(values: dict[str, Any]) -> torch.nn.Module:
     """An untrained backbone of a configuration."""
     config = AutoConfig.for_model(**values)
     options = {"add_pooling_layer": False} if config.model_type in WITH_POOLER else {}
-    return AutoModel.from_config(
+    return _reader(config).from_config(
         config, attn_implementation=_attention(config, kernels.register_attention()), dtype=torch.float32, **options
     )
 
@@ -332,7 +378,9 @@ def _config_dict(config: Any) -> dict[str, Any]:
 
 
 def _describe_change(change: Any) -> dict[str, Any]:
-    return {"merged": list(change.was)} if isinstance(change, Merged) else {"name": method_name(change), "options": as_dict(change)}
+    if isinstance(change, Merged):
+        return {"merged": list(change.was)}
+    return {"name": step_name(change) if type(change).__name__ in STEPS.values() else method_name(change), "options": as_dict(change)}
 
 
 def _quietly(make: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +29,16 @@ class Network(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None) -> Tensor:
         """Logits float32 [b, k] from int64 [b, s] ids; a mask that is None means that no row is padded."""
+        return self.answer(self.read(input_ids, attention_mask, token_type_ids).last_hidden_state, attention_mask)
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None, **options: Any) -> Any:
+        """What the backbone gives for a batch, with options of its own such as output_hidden_states."""
         given = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        hidden = self.backbone(**{name: given[name] for name in self.inputs}).last_hidden_state
-        return self.head(self.dropout(self.pool(hidden, attention_mask))).float()
+        return self.backbone(**{name: given[name] for name in self.inputs}, **options)
+
+    def answer(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
+        """Logits float32 [b, k] from token vectors [b, s, d] and their mask [b, s]."""
+        return self.head(self.dropout(self.pool(hidden, mask))).float()
 
     def pool(self, hidden: Tensor, mask: Tensor | None) -> Tensor:
         """One vector [b, d] for each text from its token vectors [b, s, d] and mask [b, s]."""

@@ -25,7 +25,7 @@ def option(
     low: float | None = None,
     high: float | None = None,
     above: float | None = None,
-    choices: Sequence[str] | None = None,
+    choices: Sequence[Any] | None = None,
 ) -> Any:
     """A dataclass field with its help and its bounds: low ≤ value ≤ high, value > above, value in choices."""
     bounds = {"help": help, "low": low, "high": high, "above": above, "choices": tuple(choices) if choices else None}
@@ -55,8 +55,9 @@ def _problem(item: dataclasses.Field[Any], hint: Any, value: Any) -> str | None:
     if kinds and (not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds)) and not numeric:
         return f"{name} is {value!r}, expected {' or '.join(kind.__name__ for kind in kinds)}"
     if rule.get("choices") and value not in rule["choices"]:
-        near = nearest(str(value), rule["choices"])
-        return f"{name} is {value!r}, expected one of {', '.join(rule['choices'])}{'.' * bool(near)}{near}"
+        known = [str(choice) for choice in rule["choices"]]
+        near = nearest(str(value), known)
+        return f"{name} is {value!r}, expected one of {', '.join(known)}{'.' * bool(near)}{near}"
     if rule.get("low") is not None and not value >= rule["low"]:
         return f"{name} is {value!r}, expected at least {rule['low']}"
     if rule.get("high") is not None and not value <= rule["high"]:
@@ -85,9 +86,12 @@ def build(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     if wrong:
         raise InputError(" ".join(wrong))
     hints = typing.get_type_hints(cls)
-    return cls(
-        **{key: tuple(value) if isinstance(value, list) and tuple in _plain_types(hints[key]) else value for key, value in values.items()}
-    )
+    return cls(**{key: _as_tuples(value) if tuple in _plain_types(hints[key]) else value for key, value in values.items()})
+
+
+def _as_tuples(value: Any) -> Any:
+    """Lists, as JSON and TOML give them, as tuples all the way down."""
+    return tuple(_as_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def as_dict(options: Any) -> dict[str, Any]:

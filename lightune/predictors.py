@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
 from lightune import benchmarking, sources
+from lightune.costs import measure_probes
+from lightune.costs.measuring import PROBES
 from lightune.data import Example, read, read_parts
 from lightune.data.columns import part_name
 from lightune.errors import InputError, MissingExtra
@@ -17,6 +19,8 @@ from lightune.errors import InputError, MissingExtra
 CHUNK = 512  # rows answered at a time
 BENCH_ROWS = 256
 SENTENCE = "How can I find out where my new card is and when it will arrive at my house"
+
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,8 @@ def find_folder(path: str | Path) -> Path:
     if (folder / "manifest.json").is_file() or (folder / "model.json").is_file():
         return folder
     if (folder / "recipe.toml").is_file():
-        artifacts = sorted(folder.glob("artifacts/*/manifest.json"), key=lambda found: ("int8" not in found.parent.name, found))
+        found = folder.glob("artifacts/*/manifest.json")  # the one that holds the budget first, then the small ones
+        artifacts = sorted(found, key=lambda path: (path.parent.name != "small", "int8" not in path.parent.name, path))
         if artifacts:
             return artifacts[0].parent
         if (folder / "model" / "model.json").is_file():
@@ -113,17 +118,55 @@ def bench(targets: Sequence[str], data: str | None, *, words: int, threads: int)
     found = []
     for target in targets:
         opened = open_predictor(target, threads=threads)
-        if data:
-            examples = list(islice(read(sources.locate_data(data), labelled=False), BENCH_ROWS))
-        else:
-            sentence = " ".join(islice(cycle(SENTENCE.split()), words))
-            examples = [Example(sentence, sentence if opened.predictor.answers.kind == "pair" else None)]
         folder = opened.folder if opened.kind == "artefact" else None
-        facts = benchmarking.measure(opened.predictor, examples, folder, threads=threads)
+        facts = benchmarking.measure(opened.predictor, _bench_examples(opened.predictor, data, words), folder, threads=threads)
         if folder is None:
             facts["bytes"] = sum(path.stat().st_size for path in opened.folder.iterdir())
         found.append({"target": str(opened.folder), "kind": opened.kind, **facts})
     return found
+
+
+def measure_costs(targets: Sequence[str], data: str | None, *, words: int, tell: Tell, **setting: Any) -> dict[str, Any]:
+    """The cost table of one run or model, or of a folder of probes, on this machine: see `costs.CostTable`.
+
+    setting: threads, batch and length. Probes bring the texts that are timed; they need no torch.
+    """
+    target = _only(targets)
+    if (Path(target) / PROBES).is_file():
+        return measure_probes(target, tell=tell, **setting).to_dict()
+    probes, model = _probed(target)
+    return probes.measure_table(model, _bench_examples(model, data, words), tell=tell, **setting).to_dict()
+
+
+def write_probes(targets: Sequence[str], data: str | None, folder: str, *, words: int, tell: Tell) -> Path:
+    """Write the probes of one run's or model's architecture into a folder, to be timed on another machine."""
+    probes, model = _probed(_only(targets))
+    return probes.write_probes(model, folder, _bench_examples(model, data, words), tell=tell)
+
+
+def _bench_examples(predictor: Any, data: str | None, words: int) -> list[Example]:
+    """What is timed: rows of the data, or one English sentence."""
+    if data:
+        return list(islice(read(sources.locate_data(data), labelled=False), BENCH_ROWS))
+    sentence = " ".join(islice(cycle(SENTENCE.split()), words))
+    return [Example(sentence, sentence if predictor.answers.kind == "pair" else None)]
+
+
+def _only(targets: Sequence[str]) -> str:
+    if len(targets) != 1:
+        raise InputError(f"Got {len(targets)} targets, expected one: a cost table is that of one architecture.")
+    return targets[0]
+
+
+def _probed(target: str) -> tuple[Any, Any]:
+    """The module that makes probes, and the model of a run or model folder."""
+    folder = Path(target) / "model" if (Path(target) / "model" / "model.json").is_file() else Path(target)
+    try:
+        from lightune import probes
+        from lightune.models import load as load_model
+    except ImportError:
+        raise MissingExtra("making the probes of a cost table", "torch", "train") from None
+    return probes, load_model(folder)
 
 
 def _given_rows(texts: list[str], predictor: Any) -> Iterator[Any]:

@@ -6,6 +6,7 @@ Defaults < recipe file < flags. The resolved recipe is saved in the run folder a
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -76,14 +77,78 @@ class TrainOptions:
 
 
 @dataclass(frozen=True)
+class Budget:
+    """What the exported model must hold on this machine. Nothing is asked by default."""
+
+    max_mb: float | None = option(None, "megabytes (10^6 bytes) of the whole artefact folder, tokenizer included", above=0)
+    max_ms: float | None = option(None, "milliseconds from text to answer", above=0)
+    percentile: str = option("p50", "which latency max-ms limits: the median or the 95th percentile", choices=("p50", "p95"))
+    max_ram: float | None = option(None, "megabytes of resident memory of a process that answers", above=0)
+    keep: float | None = option(None, "share of the reference score to keep, as in 0.99", above=0, high=1.2)
+    time: str | None = option(None, "time for the whole search, as in 90s, 20min or 1h [default: 20min]")
+    bench_threads: int = option(1, "threads for which max-ms holds", low=1)
+    bench_batch: int = option(1, "texts at once for which max-ms holds", low=1)
+    bench_length: int | None = option(None, "tokens a text for which max-ms holds; the data's own texts by default", low=1)
+    table: str | None = option(None, "a cost table measured on another machine with lightune bench --table; max-ms is then judged by it")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.time is not None:
+            parse_seconds(self.time)
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that were given, by name: max_mb, max_ms, max_ram, keep."""
+        names = ("max_mb", "max_ms", "max_ram", "keep")
+        return {name: float(getattr(self, name)) for name in names if getattr(self, name) is not None}
+
+
+@dataclass(frozen=True)
+class DistillOptions:
+    """How a smaller model learns from the one before it."""
+
+    temperature: float = option(2.0, "softens both sides' answers", above=0)
+    logits_weight: float = option(1.0, "weight of the distance from the teacher's answers", low=0.0)
+    labels_weight: float = option(0.5, "weight of the task's own loss on labelled rows", low=0.0)
+    hidden_weight: float = option(1.0, "weight of the distance from the teacher's token vectors", low=0.0)
+    compare: str = option("last", "which blocks' vectors are compared: the last alone, or all evenly mapped", choices=("last", "all"))
+    relations_weight: float = option(0.0, "weight of the relations among queries, keys and values of the last block (MiniLM)", low=0.0)
+    augment: int = option(2, "how many versions of every row with replaced words are added", low=0)
+    unlabelled: str | None = option(None, "a file of texts without labels from the same field: the teacher says what they mean")
+    teacher: tuple[str, ...] = option((), "runs whose models teach; the run's own model by default, several are averaged")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "": 1}
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds in ``90s``, ``20min``, ``1.5h`` or a plain number.
+
+    Raises:
+        InputError: anything else.
+    """
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([a-z]*)\s*", text.lower())
+    if not found or found[2] not in UNITS or found[1].count(".") > 1 or float(found[1]) <= 0:
+        raise InputError(f"time is {text!r}, expected a number with s, min or h, as in 20min.")
+    return float(found[1]) * UNITS[found[2]]
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Everything that decides a run."""
 
     data: DataOptions = field(default_factory=DataOptions)
     train: TrainOptions = field(default_factory=TrainOptions)
+    budget: Budget = field(default_factory=Budget)
+    distill: DistillOptions = field(default_factory=DistillOptions)
     model: str = option("minilm", "base model: a catalogue name, a folder, a hub id (owner/name[@revision]) or a GGUF file")
     method: str = option("full", "how to adapt: full, head, freeze, bitfit, lora, with options as in lora:rank=16,alpha=32")
-    to: tuple[str, ...] = option(("onnx-int8",), "what to export: onnx, onnx-int8; none exports nothing")
+    to: tuple[str, ...] = option(
+        ("onnx-int8",), "what to export: onnx, onnx-int8, onnx-int4, or with options as in onnx:weights=8,tables=4; none exports nothing"
+    )
     pooling: str = option(
         "auto", "how token vectors become one: auto is mean for encoders, last for decoders", choices=("auto", "mean", "cls", "last")
     )
@@ -92,7 +157,7 @@ class Recipe:
         check(self)
 
 
-SECTIONS: dict[str, type] = {"data": DataOptions, "train": TrainOptions}
+SECTIONS: dict[str, type] = {"data": DataOptions, "train": TrainOptions, "budget": Budget, "distill": DistillOptions}
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

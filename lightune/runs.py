@@ -159,12 +159,13 @@ def describe_environment(seed: int) -> dict[str, Any]:
         os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names else 0
     )
     return {
-        "python": sys.version.split()[0], "platform": platform.platform(), "cpu": _processor(), "cores": os.cpu_count(),
+        "python": sys.version.split()[0], "platform": platform.platform(), "cpu": processor_name(), "cores": os.cpu_count(),
         "memory_bytes": pages, "packages": versions, "seed": seed,
     }  # fmt: skip
 
 
-def _processor() -> str:
+def processor_name() -> str:
+    """What this machine's processor calls itself."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

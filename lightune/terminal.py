@@ -53,7 +53,8 @@ class Watcher:
         self.console.print(f"[{LEVELS.get(level, 'dim')}]{mark}{escape(text)}[/]", soft_wrap=True)
 
     def _forecast(self, fact: Any) -> None:
-        self.total = fact.steps
+        self.close()
+        self.total, self.examples = fact.steps, 0
         minutes = duration(fact.seconds)
         self._say(
             f"Training {fact.epochs:g} epochs, {fact.steps} steps in {fact.precision}: about {minutes} and {fact.bytes / 1e9:.1f} GB of memory.",

@@ -36,6 +36,7 @@ from lightune.networks import Network, tensors
 from lightune.optimizers import Optimizer, find_optimizer, rate_share
 from lightune.options import parse_spec
 from lightune.recipes import TrainOptions
+from lightune.runtime.tokenization import Encoded
 
 PROGRESS = ("step", "peak", "since_best", "since_drop", "best_value", "seconds", "precision")  # what a checkpoint keeps of the loop
 LEAST_WIDTH = 256  # of the precision probe: narrower products take too little time to compare
@@ -43,7 +44,26 @@ PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.5, 1  # the rate halves after more than one
 DEFAULT_RATE = 1e-4  # of a model whose last change has none, such as a merged one
 LEAST_STEPS, LEAST_EPOCHS, MOST_EPOCHS = 600, 3, 30  # of the default number of epochs
 
-Objective = Callable[[Network, dict[str, Tensor], Tensor], Tensor]
+Objective = Callable[[Network, dict[str, Tensor], Tensor, np.ndarray], Tensor]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the loop learns from: token ids, what the loss compares with, and how much every row counts.
+
+    encoded: n rows. targets: [n] or [n, k], see the task. weights: float32 [n].
+    """
+
+    encoded: Encoded
+    targets: np.ndarray
+    weights: np.ndarray
+
+    @classmethod
+    def of(cls, model: Model, examples: Sequence[Example], balanced: bool = False) -> Rows:
+        """The rows of labelled examples, for a model's tokenizer and task."""
+        targets = model.task.targets(examples)
+        encoded = model.encoder.encode([item.text for item in examples], [item.pair for item in examples])
+        return cls(encoded, targets, model.task.weights(targets, balanced))
 
 
 @dataclass(frozen=True)
@@ -91,15 +111,21 @@ class Training:
 
     Args:
         model: the model whose trainable parameters are moved; it holds the best weights when `steps` ends.
-        train, dev: examples; dev may be empty, then the last weights are kept.
+        train: examples, or rows that are encoded already. dev: examples; where there are none, the last weights are kept.
         options: see TrainOptions.
-        objective: maps (network, batch, targets) to a loss for each example [b]; the task's own by default.
+        objective: maps (network, batch, targets, places) to a loss for each example [b], places being those of the batch's examples among
+            the training rows, int64 [b]; the task's own by default.
     """
 
     def __init__(
-        self, model: Model, train: Sequence[Example], dev: Sequence[Example], options: TrainOptions, objective: Objective | None = None
+        self,
+        model: Model,
+        train: Sequence[Example] | Rows,
+        dev: Sequence[Example],
+        options: TrainOptions,
+        objective: Objective | None = None,
     ) -> None:
-        if not len(train):
+        if not isinstance(train, Rows) and not len(train):
             raise InputError("There are no training examples. Give data with at least one labelled row.")
         find_optimizer(parse_spec(options.optimizer)[0])
         torch.set_num_threads(options.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
@@ -115,13 +141,12 @@ class Training:
         kernels.replace_dropout(self.network.backbone, options.dropout)
         self.network.dropout.p = options.head_dropout
         self.objective = objective or task_objective(model.task, options)
-        self.encoded = model.encoder.encode([item.text for item in train], [item.pair for item in train])
+        rows = train if isinstance(train, Rows) else Rows.of(model, train, options.class_weights == "balanced")
+        self.encoded, self.targets, self.weights = rows.encoded, rows.targets, rows.weights
         self.lengths = np.array([len(ids) for ids in self.encoded.ids])
-        self.targets = model.task.targets(train)
-        self.weights = model.task.weights(self.targets, options.class_weights == "balanced")
         self.dev_targets = model.task.targets(dev)
         self.step_size = options.batch_size * self.accelerator.num_processes
-        self.steps_per_epoch = math.ceil(len(train) / self.step_size)
+        self.steps_per_epoch = math.ceil(len(self.lengths) / self.step_size)
         self.epochs = options.epochs or default_epochs(self.steps_per_epoch)
         self.total = max(1, round(self.epochs * self.steps_per_epoch))
         self.warmup = math.ceil(options.warmup * self.total)
@@ -300,7 +325,7 @@ class Training:
             batch = tensors(self.model.encoder.pad(self.encoded, piece), self.device)
             targets, weights = (torch.from_numpy(values[piece]).to(self.device) for values in (self.targets, self.weights))
             with self._autocast():
-                losses = self.objective(self.network, batch, targets)
+                losses = self.objective(self.network, batch, targets, piece)
             loss = (losses.float() * weights).sum() / whole
             loss.backward()
             total[0] += loss.detach()
@@ -387,7 +412,8 @@ class Training:
             self.network.eval()
             batch = tensors(self.model.encoder.pad(self.encoded, rows), self.device)
             with torch.no_grad(), self._autocast():
-                losses[precision] = float(self.objective(self.network, batch, torch.from_numpy(self.targets[rows]).to(self.device)).mean())
+                targets = torch.from_numpy(self.targets[rows]).to(self.device)
+                losses[precision] = float(self.objective(self.network, batch, targets, rows).mean())
         return "bf16" if abs(losses["bf16"] - losses["fp32"]) <= 0.02 * abs(losses["fp32"]) else "fp32"
 
     def _autocast(self) -> Any:
@@ -439,10 +465,10 @@ class Training:
 def task_objective(task: Any, options: TrainOptions) -> Objective:
     """The task's own loss, and with R-Drop the divergence of two dropout passes through one doubled batch (Liang et al. 2021, equation 4)."""
 
-    def losses(network: Network, batch: dict[str, Tensor], targets: Tensor) -> Tensor:
+    def losses(network: Network, batch: dict[str, Tensor], targets: Tensor, places: np.ndarray) -> Tensor:
         return task.losses(network(**batch), targets, options.label_smoothing)
 
-    def doubled(network: Network, batch: dict[str, Tensor], targets: Tensor) -> Tensor:
+    def doubled(network: Network, batch: dict[str, Tensor], targets: Tensor, places: np.ndarray) -> Tensor:
         logits = network(**{name: torch.cat([value, value]) for name, value in batch.items()})
         one, other = logits.chunk(2)
         plain = (task.losses(one, targets, options.label_smoothing) + task.losses(other, targets, options.label_smoothing)) / 2

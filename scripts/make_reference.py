@@ -168,7 +168,7 @@ def _plain(value: Any) -> str:
 def _bounds(rule: Any) -> str:
     words = {"low": "≥ {:g}", "high": "≤ {:g}", "above": "> {:g}"}
     found = [form.format(rule[name]) for name, form in words.items() if rule.get(name) is not None]
-    return ", ".join([*found, *(rule.get("choices") or ())])
+    return ", ".join([*found, *map(str, rule.get("choices") or ())])
 
 
 def _methods() -> Iterator[str]:

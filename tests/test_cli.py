@@ -132,7 +132,7 @@ def test_evaluate_gives_model_and_artefact_the_same_metrics(finished: Path, tmp_
 def test_every_verb_gives_one_json_object(finished: Path, tmp_path: Path, capsys: Capture) -> None:
     data = str(write_rows(tmp_path / "rows.jsonl", 40))
     commands = [
-        ["inspect", data], ["inspect", str(finished)], ["bench", str(finished), str(finished / "model"), "--data", data], ["list"], ["doctor"],
+        ["inspect", data], ["inspect", str(finished), "--quick"], ["bench", str(finished), str(finished / "model"), "--data", data], ["list"], ["doctor"],
         ["report", str(finished), str(finished), "--out", str(tmp_path / "page.html")], ["export", str(finished), "--to", "onnx"],
     ]  # fmt: skip
     for command in commands:

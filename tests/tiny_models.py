@@ -51,6 +51,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40, "n_inner": 48},
     "llama": {**SIZES, "num_key_value_heads": 2},
 }
+TWO_STACKS: dict[str, dict[str, Any]] = {  # of which text classification uses the encoder
+    "t5": {"d_model": 32, "num_layers": 2, "num_heads": 4, "d_kv": 8, "d_ff": 48, "feed_forward_proj": "gated-gelu"},
+}
 DECODERS = ("gpt2", "llama")
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -73,7 +76,7 @@ def make_tokenizer(family: str) -> PreTrainedTokenizerFast:
 
 def save_base(family: str, folder: Path, **changes: Any) -> Path:
     """A folder as `save_pretrained` writes it, with random weights that are always the same."""
-    config = AutoConfig.for_model(family, **{**TRANSFORMERS, **FAMILIES[family], **changes})
+    config = AutoConfig.for_model(family, **{**TRANSFORMERS, **(FAMILIES | TWO_STACKS)[family], **changes})
     with torch.random.fork_rng():
         torch.manual_seed(7)
         model = AutoModel.from_config(config)

@@ -1,34 +1,49 @@
 """Export targets: each writes a folder, which is then run and compared with the model.
 
-A target is one file with `write(network, answers, encoder, folder, *, base, name, **options) -> Path` and one entry in EXPORTS. What it
-writes must be whole or absent (`staging.staged`), carry a manifest, and open with `lightune.runtime.load`.
+A target is named by a spec: ``onnx``, or with options, as in ``onnx:weights=8,tables=4``; ``onnx-int8`` and ``onnx-int4`` are short for
+specs of their own. A target is one file with `write(network, answers, encoder, folder, *, base, name, precision, sample) -> Path` and one
+entry in EXPORTS. What it writes must be whole or absent (`staging.staged`), carry a manifest, and open with `lightune.runtime.load`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import importlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightune.errors import MissingExtra, unknown
 from lightune.exports.parity import Parity, Tolerance, verify
+from lightune.options import as_dict, build, parse_spec
+from lightune.precision import FP32, INT4, INT8, Precision
 
-__all__ = ["EXPORTS", "Export", "Parity", "Tolerance", "find_export", "verify"]
+__all__ = ["EXPORTS", "Export", "Parity", "Precision", "Tolerance", "find_export", "folder_name", "verify"]
+
+TOLERANCES = {32: Tolerance(difference=1e-3, agree=0.995), 8: Tolerance(agree=0.95), 4: Tolerance(agree=0.9)}
+LONGEST_NAME = 60  # characters of a folder's name
 
 
 @dataclass(frozen=True)
 class Export:
-    """An export target: the module that writes it, with which options, and how far its answers may be from the model's."""
+    """An export target: the module that writes it, and with which precision."""
 
     module: str
     help: str
-    tolerance: Tolerance
-    options: Mapping[str, Any] = field(default_factory=dict)
+    precision: Precision = FP32
 
-    def write(self, model: Any, folder: str | Path, *, name: str | None = None) -> Path:
+    @property
+    def tolerance(self) -> Tolerance:
+        """How far its answers may be from the model's: the fewer bits, the farther."""
+        return TOLERANCES[min(self.precision.weights, self.precision.tables)]
+
+    def write(self, model: Any, folder: str | Path, *, name: str | None = None, sample: Sequence[Any] = ()) -> Path:
         """Write a model (it has network, answers, encoder and base) into a folder, under a name or else that of its base.
+
+        sample: a few examples of what the model will read, from which the ranges of its activations are seen; none leaves them as they are.
 
         Raises:
             InputError: the network cannot be exported, or the folder cannot be written. MissingExtra: the target's packages are missing.
@@ -38,21 +53,36 @@ class Export:
         except ModuleNotFoundError as error:
             raise MissingExtra(f"exporting with {self.module.rpartition('.')[2]}", str(error.name), "train") from error
         base = model.base.name
-        return module.write(model.network, model.answers, model.encoder, folder, base=base, name=name or base, **self.options)
+        facts = {"base": base, "name": name or base, "precision": self.precision, "sample": sample}
+        return module.write(model.network, model.answers, model.encoder, folder, **facts)
 
 
+ONNX = "lightune.exports.onnx"
 EXPORTS: dict[str, Export] = {
-    "onnx": Export("lightune.exports.onnx", "ONNX in fp32", Tolerance(difference=1e-3, agree=0.995), {"precision": "fp32"}),
-    "onnx-int8": Export("lightune.exports.onnx", "ONNX with int8 weights and tables", Tolerance(agree=0.95), {"precision": "int8"}),
+    "onnx": Export(ONNX, "ONNX in fp32, or with options as in onnx:weights=8,tables=4"),
+    "onnx-int8": Export(ONNX, "ONNX with int8 weights and tables", INT8),
+    "onnx-int4": Export(ONNX, "ONNX with int4 weights and tables, as fast as int8", INT4),
 }
 
 
-def find_export(name: str) -> Export:
-    """The export target of that name.
+def find_export(spec: str) -> Export:
+    """The export target of a spec: a name, or a name with options of its precision.
 
     Raises:
-        InputError: there is none; the message names the nearest.
+        InputError: an unknown target or option, or a value out of bounds; the message names the nearest.
     """
+    name, values = parse_spec(spec)
     if name not in EXPORTS:
         raise unknown("export target", name, EXPORTS)
-    return EXPORTS[name]
+    target = EXPORTS[name]
+    if not values:
+        return target
+    return dataclasses.replace(target, precision=build(Precision, as_dict(target.precision) | values, f"the target {name}"))
+
+
+def folder_name(spec: str) -> str:
+    """The name of the folder for what a target's spec gives: ``onnx:weights=8,tables=4`` → ``onnx-weights-8-tables-4``."""
+    plain = re.sub(r"[^A-Za-z0-9.]+", "-", spec).strip("-.")
+    if len(plain) <= LONGEST_NAME:
+        return plain
+    return f"{plain[: LONGEST_NAME - 9]}-{hashlib.sha256(spec.encode()).hexdigest()[:8]}"

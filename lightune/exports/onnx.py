@@ -10,7 +10,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes.common import ClearMetadataAndDocStringPass, RemoveUnusedNodesPass
@@ -18,8 +20,12 @@ from transformers import PreTrainedModel
 
 from lightune import __version__
 from lightune.errors import InputError
+from lightune.exports.attention import choose_attention
+from lightune.exports.fusion import simplify
 from lightune.exports.quantization import quantize
+from lightune.exports.smoothing import find_smoothing
 from lightune.exports.staging import staged
+from lightune.precision import FP32, Precision
 from lightune.runtime import manifest, predictor
 from lightune.runtime.answers import Answers
 from lightune.runtime.tokenization import Encoder
@@ -35,7 +41,8 @@ def write(
     encoder: Encoder,
     folder: str | Path,
     *,
-    precision: str = "fp32",
+    precision: Precision = FP32,
+    sample: Sequence[Any] = (),
     base: str,
     name: str,
 ) -> Path:
@@ -44,20 +51,23 @@ def write(
     Args:
         network: in eval mode, `forward(input_ids, attention_mask[, token_type_ids])`, int64 [b, s] each, gives float32 logits [b, k];
             or what `trace` made of it, so that several precisions cost one trace.
-        precision: fp32, or int8 for quantized weights and embedding tables.
+        precision: the bits of weights and embedding tables.
+        sample: examples from which the ranges of quantized activations are seen (see `smoothing`).
         base, name: what the model was made from and what it is called, for those who find the folder later.
 
     Raises:
-        InputError: an unknown precision, a network that cannot be traced, or a folder that cannot be written or holds something else.
+        InputError: a matrix to keep that is not there, a network that cannot be traced, or a folder that cannot be written or holds something
+            else.
     """
-    if precision not in ("fp32", "int8"):
-        raise InputError(f"precision is {precision!r}, expected fp32 or int8.")
     with staged(folder) as draft:
         model = network if isinstance(network, ir.Model) else trace(network, encoder.inputs)
-        _save(quantize(model) if precision == "int8" else model, draft / "model.onnx")
+        if precision.quantizes:
+            smooths = len(sample) and precision.weights < 32 and precision.activations == 8
+            model = quantize(model, precision, find_smoothing(model, encoder, sample, precision) if smooths else None)
+        save(model, draft / "model.onnx")
         encoder.save(draft / "tokenizer.json")
         facts = {"format": predictor.FORMAT, "answers": answers.to_dict(), "tokenizer": encoder.to_dict()}
-        text = json.dumps(facts | {"base": base, "name": name, "precision": precision}, ensure_ascii=False, indent=1)
+        text = json.dumps(facts | {"base": base, "name": name, "precision": precision.label}, ensure_ascii=False, indent=1)
         (draft / "task.json").write_text(text, encoding="utf-8")
         manifest.write(draft, __version__)
     return Path(folder)
@@ -65,6 +75,15 @@ def write(
 
 def trace(network: torch.nn.Module, inputs: Sequence[str]) -> ir.Model:
     """The network's graph in fp32, for any batch and any length; equal weights are held once.
+
+    Raises:
+        InputError: torch cannot export this network.
+    """
+    return tidy(capture(network, inputs))
+
+
+def capture(network: torch.nn.Module, inputs: Sequence[str]) -> ir.Model:
+    """The graph as torch exports it: every operator still tells the modules that it comes from.
 
     Raises:
         InputError: torch cannot export this network.
@@ -87,11 +106,14 @@ def trace(network: torch.nn.Module, inputs: Sequence[str]) -> ir.Model:
     except Exception as error:  # whatever torch trips over is the network's fault to the caller
         raise InputError(f"This network cannot be exported to ONNX: {str(error).strip().splitlines()[0]}") from error
     assert program is not None
-    return _tidied(program.model)
+    _name_weights(program.model.graph, network)
+    return program.model
 
 
-def _tidied(model: ir.Model) -> ir.Model:
-    """The model without what only its makers need: torch's stack traces, shapes of inner values, weights kept twice."""
+def tidy(model: ir.Model) -> ir.Model:
+    """The model, changed in place, without what only its makers need: torch's stack traces, shapes of inner values, weights kept twice,
+    detours."""
+    simplify(model.graph)
     RemoveUnusedNodesPass()(model)
     ClearMetadataAndDocStringPass()(model)
     _share_equal_weights(model.graph)
@@ -103,6 +125,20 @@ def _tidied(model: ir.Model) -> ir.Model:
     for value in model.graph.inputs:
         value.shape = ir.Shape(["batch", "length"])
     return model
+
+
+def _name_weights(graph: ir.Graph, network: torch.nn.Module) -> None:
+    """The exporter turns the matrices of linear layers and numbers them: name them by their parameters."""
+    matrices = {name: item.detach().cpu().float().numpy() for name, item in network.named_parameters() if item.ndim == 2}
+    missing = {_digest(array.T): name for name, array in matrices.items() if name not in graph.initializers}
+    for value in tuple(graph.initializers.values()):
+        tensor = value.const_value
+        if value.name not in matrices and tensor is not None and len(tensor.shape) == 2 and tensor.dtype == ir.DataType.FLOAT:
+            value.name = missing.pop(_digest(tensor.numpy()), value.name)
+
+
+def _digest(array: np.ndarray) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
 
 
 def _share_equal_weights(graph: ir.Graph) -> None:
@@ -117,14 +153,15 @@ def _share_equal_weights(graph: ir.Graph) -> None:
             del graph.initializers[name]
 
 
-def _save(model: ir.Model, path: Path) -> None:
+def save(model: ir.Model, path: Path) -> None:
+    """Write model.onnx; beyond 2 GiB its weights lie beside it."""
     bytes_of_weights = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     ir.save(model, path, external_data=f"{path.name}.data" if bytes_of_weights > MOST_BYTES else None)
 
 
 @contextmanager
 def _any_shape(network: torch.nn.Module) -> Iterator[torch.nn.Module]:
-    """The network on the CPU in fp32, with transformers' plainest attention: faster kernels choose by shape, a graph serves any shape."""
+    """The network on the CPU in fp32, with attention that can be traced: faster kernels choose by shape, a graph serves any shape."""
     tensors = [*network.parameters(), *network.buffers()]
     if any(tensor.device.type != "cpu" or (tensor.is_floating_point() and tensor.dtype != torch.float32) for tensor in tensors):
         network = copy.deepcopy(network).to("cpu", torch.float32)
@@ -132,7 +169,7 @@ def _any_shape(network: torch.nn.Module) -> Iterator[torch.nn.Module]:
     former = [backbone.config._attn_implementation for backbone in backbones]
     try:
         for backbone in backbones:
-            backbone.set_attn_implementation("eager")
+            backbone.set_attn_implementation(choose_attention(backbone))
         yield network
     finally:
         for backbone, name in zip(backbones, former, strict=True):

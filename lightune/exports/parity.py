@@ -56,7 +56,7 @@ def verify(model_logits: np.ndarray, folder: str | Path, examples: Sequence[Any]
         raise InputError(f"Got {len(examples)} examples and {len(model_logits)} rows of logits, expected as many of both and at least one.")
     predictor = load(folder)
     exported = predictor.logits(examples)
-    same = _equal_answers(predictor.answers, model_logits, exported)
+    same = equal_answers(predictor.answers, model_logits, exported)
     gaps = np.where(np.isfinite(exported) & np.isfinite(model_logits), np.abs(exported - model_logits), np.inf).max(axis=1)
     parity = Parity(float(gaps.max()), float(same.mean()), len(examples))
     problems = _problems(parity, same.size, float(np.abs(model_logits).max()), tolerance)
@@ -82,7 +82,7 @@ def _problems(parity: Parity, answers: int, largest: float, tolerance: Tolerance
     return problems
 
 
-def _equal_answers(answers: Answers, ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+def equal_answers(answers: Answers, ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
     """Whether two models give the same answer: bool [n, 1], or [n, k] where every label is an answer of its own."""
     if answers.kind == "regress":
         return np.abs(ours - theirs) <= SAME_VALUE

@@ -1,111 +1,346 @@
-"""Int8 for CPUs: weights by column with activations quantized as they come, embedding tables by block.
+"""Int8 and int4 for CPUs: weights by row with activations quantized as they come, embedding tables by block.
 
-A weight keeps 7 bits, because CPUs without VNNI add two products of 8 × 8 bits in 16 and would overflow with more; CPUs with VNNI
-are as fast either way. An embedding table keeps 8 bits with one scale for each block of a row: one scale for a whole table would let
-its largest value drown all others. What is small, and the layer that makes the logits, stays in fp32.
+The file holds values, scales and, with 4 bits, factors of the grids in `lightune.grids`. What has 4 bits is unpacked by nodes whose inputs are
+constant: onnxruntime computes them once, when it opens the file, so that a matrix of 4 bits runs as one of 8 and takes its memory.
+What is small, and the layer that makes the logits, stays in fp32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from lightune.errors import unknown
+from lightune.grids import FACTOR_BLOCK, TABLE_BLOCK, Grid, fit_grid
+from lightune.precision import INT8, Precision
+
+__all__ = ["GRID", "Precision", "Product", "find_products", "find_tables", "quantize"]
+
 DOMAIN = "com.microsoft"
+OPSET = 21  # the first with casts from int4
 LEAST = 4096  # fewer values than this are not worth an operator of their own
-WEIGHT_LEVELS = 64
-TABLE_LEVELS = 127
-BLOCK = 128
-MATRIX = {"Gather": 0, "MatMul": 1, "Gemm": 1}  # the input that holds the matrix
+MATRIX = {"Gather": 0, "Unsqueeze": 0, "MatMul": 1, "Gemm": 1}  # the input that holds the matrix
 PASSING = ("Add", "Cast", "Gather", "GatherElements", "GatherND", "Identity", "Reshape", "Slice", "Squeeze")
+GRID = "grid"  # under this key a value's meta holds the Grid that its weights were rounded to before the export, if they were
+FLOAT = {"to": ir.DataType.FLOAT}
+LOWEST = 56  # the least product of an int4 value and an int4 factor is -8 · 7
 
 
-def quantize(model: ir.Model) -> ir.Model:
-    """A copy of an fp32 model whose large constant matrices and embedding tables are int8; it runs in onnxruntime."""
+@dataclass(frozen=True)
+class Product:
+    """A product of a graph with a large constant matrix.
+
+    first, last: its nodes; the last one adds the bias where there is one.
+    weight: the initializer, [n, k] where `transposed`, else [k, n]. bias: a constant [n] or None.
+    """
+
+    first: ir.Node
+    last: ir.Node
+    weight: ir.Value
+    transposed: bool
+    bias: ir.Value | None
+
+    @property
+    def name(self) -> str:
+        """The name of the weight."""
+        return str(self.weight.name)
+
+    @property
+    def x(self) -> ir.Value:
+        """What comes in, [..., k]; another value once what made it was replaced."""
+        value = self.first.inputs[0]
+        assert value is not None
+        return value
+
+    @property
+    def output(self) -> ir.Value:
+        """What comes out, [..., n]."""
+        return self.last.outputs[0]
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The weight as float32 [n, k], a row for each output."""
+        return _array(self.weight) if self.transposed else _array(self.weight).T
+
+
+def quantize(model: ir.Model, precision: Precision = INT8, smoothing: Mapping[str, np.ndarray] | None = None) -> ir.Model:
+    """A copy of an fp32 model whose large constant matrices and embedding tables have fewer bits; it runs in onnxruntime.
+
+    smoothing: for products of these weights, float32 [k] by which what comes in is divided and the weight multiplied (`find_smoothing`).
+
+    Raises:
+        InputError: `precision` names something that is neither a large matrix nor a table.
+    """
     model = model.clone()
     graph = model.graph
-    last = _last_products(graph)
-    for node in tuple(graph):
-        matrix = _matrix(node)
-        if matrix is None or node in last:
-            continue
-        if node.op_type == "Gather":
-            _replace_table(graph, node, matrix)
-        else:
-            _replace_product(graph, node, matrix)
+    tables, products = find_tables(graph), find_products(graph)
+    _check_names(precision, [*tables, *(product.name for product in products)])
+    store = _Store(graph, precision, smoothing or {})
+    wanted = [product for product in products if product.name not in tables and precision.bits(product.name) < 32]
+    for product in _fuse_attention(store, wanted) if precision.activations == 8 else wanted:
+        _replace_product(store, product)
+    for name, nodes in tables.items():
+        if precision.bits(name, table=True) < 32:
+            _replace_table(store, graph.initializers[name], nodes)
+    for name in dict.fromkeys([*tables, *(product.name for product in products)]):
+        if precision.quantizes and precision.keeps(name):
+            _halve(store, graph.initializers[name])
+    store.insert()
     RemoveUnusedNodesPass()(model)
     graph.opset_imports[DOMAIN] = 1
+    graph.opset_imports[""] = OPSET
     return model
 
 
-def quantize_columns(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Int8 values [rows, columns] and float32 scales [columns] with weight ≈ values * scales."""
-    scales = np.abs(weight).max(axis=0) / WEIGHT_LEVELS
-    scales[scales == 0] = 1
-    return np.rint(weight / scales).astype(np.int8), scales.astype(np.float32)
+def find_products(graph: ir.Graph) -> list[Product]:
+    """Every product that can be quantized, in the graph's order; not those that make the logits."""
+    last, found = _last_products(graph), []
+    for node in graph:
+        weight = _matrix(node)
+        if weight is not None and node.op_type in ("MatMul", "Gemm") and node not in last:
+            transposed = weight is not node.inputs[1] or node.attributes.get_int("transB", 0) == 1
+            end, bias = _bias(node, weight.shape[0 if transposed else 1])  # type: ignore[index]
+            found.append(Product(node, end, weight, transposed, bias))
+    return found
 
 
-def quantize_blocks(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Uint8 values [rows, d] and float32 scales [rows, blocks] with table ≈ (values - 128) * scale of its block."""
-    width = table.shape[1]
-    starts = range(0, width, BLOCK)
-    scales = np.stack([np.abs(table[:, start : start + BLOCK]).max(axis=1) for start in starts], axis=1) / TABLE_LEVELS
-    scales[scales == 0] = 1
-    spread = np.repeat(scales, BLOCK, axis=1)[:, :width]
-    return (np.rint(table / spread) + 128).astype(np.uint8), scales.astype(np.float32)
+def find_tables(graph: ir.Graph) -> dict[str, list[ir.Node]]:
+    """Every embedding table that can be quantized, by the name of its weight: the nodes that look rows up, none where its beginning is cut."""
+    found: dict[str, list[ir.Node]] = {}
+    for node in graph:
+        table = _matrix(node)
+        if table is not None and node.op_type in ("Gather", "Unsqueeze"):
+            found.setdefault(str(table.name), []).extend([node] * (node.op_type == "Gather"))
+    return found
 
 
-def _replace_table(graph: ir.Graph, node: ir.Node, table: ir.Value) -> None:
-    values, scales = _constants(graph, table, "blocks", lambda: quantize_blocks(_array(table)))
-    attributes = {"bits": 8, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
-    _replace(graph, node, node, "GatherBlockQuantized", [values, node.inputs[1], scales], attributes)
+class _Store:
+    """What a quantized graph needs beside its nodes: constants, and nodes between constants, which onnxruntime computes when it loads them.
 
+    Everything goes by its name, so that what is used twice is there once.
+    """
 
-def _replace_product(graph: ir.Graph, node: ir.Node, weight: ir.Value) -> None:
-    """Gemm, or MatMul together with the Add of a bias where one follows."""
-    transposed = weight is not node.inputs[1] or node.attributes.get_int("transB", 0) == 1
-    how = "rows" if transposed else "columns"
-    values, scales = _constants(graph, weight, how, lambda: quantize_columns(_array(weight).T if transposed else _array(weight)))
-    if node.op_type == "Gemm":
-        last, bias = node, node.inputs[2] if len(node.inputs) > 2 else None
-    else:
-        last, bias = _following_bias(node, scales)
-    _replace(graph, node, last, "DynamicQuantizeMatMul", [node.inputs[0], values, scales, None, bias], {})
+    def __init__(self, graph: ir.Graph, precision: Precision, smoothing: Mapping[str, np.ndarray]) -> None:
+        self.graph = graph
+        self.precision = precision
+        self.smoothing = smoothing
+        self.folded: dict[str, ir.Value] = {}
 
-
-def _following_bias(node: ir.Node, like: ir.Value) -> tuple[ir.Node, ir.Value | None]:
-    """The Add of a constant vector that alone uses a product, and that vector; or the product itself and nothing."""
-    uses = tuple(node.outputs[0].uses())
-    if len(uses) == 1 and uses[0].node.op_type == "Add" and not node.outputs[0].is_graph_output():
-        bias = uses[0].node.inputs[1 - uses[0].idx]
-        if bias is not None and bias.is_initializer() and bias.shape == like.shape:
-            return uses[0].node, bias
-    return node, None
-
-
-def _constants(graph: ir.Graph, value: ir.Value, how: str, make: Callable[[], tuple[np.ndarray, np.ndarray]]) -> tuple[ir.Value, ir.Value]:
-    names = (f"{value.name}_{how}_int8", f"{value.name}_{how}_scales")
-    if names[0] not in graph.initializers:
-        for name, array in zip(names, make(), strict=True):
+    def constant(self, name: str, array: np.ndarray) -> ir.Value:
+        """An initializer."""
+        if name not in self.graph.initializers:
             tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-            graph.register_initializer(
-                ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-            )
-    return graph.initializers[names[0]], graph.initializers[names[1]]
+            value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
+            self.graph.register_initializer(value)
+        return self.graph.initializers[name]
+
+    def fold(self, operator: str, *inputs: ir.Value, name: str, **attributes: Any) -> ir.Value:
+        """What an operator makes of constants."""
+        if name not in self.folded:
+            self.folded[name] = ir.node(operator, inputs, attributes, outputs=[ir.Value(name=name)], name=name).outputs[0]
+        return self.folded[name]
+
+    def insert(self) -> None:
+        """Put the nodes between constants before all others."""
+        nodes = [node for value in self.folded.values() if (node := value.producer()) is not None]
+        if nodes:
+            self.graph.insert_before(self.graph[0], nodes)
+
+    def columns(self, products: Sequence[Product]) -> tuple[ir.Value, ir.Value]:
+        """The weights of products beside one another: int8 [k, n] and float32 scales [n]."""
+        name = "+".join(product.name for product in products)
+        if f"{name}_scales" not in self.graph.initializers:
+            rows = [product.rows * self.smoothing.get(product.name, np.float32(1)) for product in products]
+            grids = [self._grid(product.weight, row, False) for product, row in zip(products, rows, strict=True)]
+            self.constant(f"{name}_scales", np.concatenate([grid.scales[:, 0] for grid in grids]))
+            values = np.concatenate([grid.round(row) for grid, row in zip(grids, rows, strict=True)])
+            if grids[0].bits == 8:
+                self.constant(f"{name}_int8", values.T)
+            else:
+                factors = np.concatenate([grid.factors for grid in grids if grid.factors is not None])
+                self.fold("Transpose", self._unpack(name, values, factors), name=f"{name}_int8", perm=[1, 0])
+        found = self.folded.get(f"{name}_int8") or self.graph.initializers[f"{name}_int8"]
+        return found, self.graph.initializers[f"{name}_scales"]
+
+    def table(self, table: ir.Value) -> tuple[ir.Value, ir.Value, int]:
+        """The values of a table, uint8 [rows, d], float32 scales [rows, blocks], and the value that stands for 0."""
+        array, name = _array(table), str(table.name)
+        grid = self._grid(table, array, True)
+        values, scales = grid.round(array), self.constant(f"{name}_scales", grid.scales)
+        if grid.factors is None:
+            return self.constant(f"{name}_uint8", (values.astype(np.int16) + 128).astype(np.uint8)), scales, 128
+        rows = self._unpack(name, values, grid.factors)
+        lifted = self.fold("Add", rows, self.constant("least", np.array(LOWEST, np.int8)), name=f"{name}_lifted")
+        return self.fold("Cast", lifted, name=f"{name}_uint8", to=ir.DataType.UINT8), scales, LOWEST
+
+    def restore(self, table: ir.Value, values: ir.Value, scales: ir.Value, zero: int) -> ir.Value:
+        """A quantized table as float32 [rows, d]."""
+        name, width = str(table.name), _sizes(table)[1]
+        if scales.shape is not None and scales.shape[1] != 1:
+            scales = self.fold("Gather", scales, self._places(width, TABLE_BLOCK), name=f"{name}_wide", axis=1)
+        middle = self.constant(f"zero_{zero}", np.array(zero, np.float32))
+        signed = self.fold("Sub", self.fold("Cast", values, name=f"{name}_whole", **FLOAT), middle, name=f"{name}_signed")
+        return self.fold("Mul", signed, scales, name=f"{name}_restored")
+
+    def _unpack(self, name: str, values: np.ndarray, factors: np.ndarray) -> ir.Value:
+        """Int4 values [n, k] times their int4 factors: int8 [n, k]."""
+        kinds = {"to": ir.DataType.INT8}
+        places = self._places(values.shape[1], FACTOR_BLOCK)
+        small = self.fold("Cast", self.constant(f"{name}_factors", factors.astype(ml_dtypes.int4)), name=f"{name}_small", **kinds)
+        spread = self.fold("Gather", small, places, name=f"{name}_spread", axis=1)
+        whole = self.fold("Cast", self.constant(f"{name}_int4", values.astype(ml_dtypes.int4)), name=f"{name}_values", **kinds)
+        return self.fold("Mul", whole, spread, name=f"{name}_rows")
+
+    def _grid(self, value: ir.Value, rows: np.ndarray, table: bool) -> Grid:
+        """The grid that the weights lie on already, else the best for them."""
+        bits = self.precision.bits(str(value.name), table=table)
+        known = value.meta.get(GRID)
+        return known if known is not None and known.bits == bits and value.name not in self.smoothing else fit_grid(rows, bits, table=table)
+
+    def _places(self, width: int, block: int) -> ir.Value:
+        """For each column its block."""
+        return self.constant(f"blocks_of_{block}_in_{width}", np.arange(width, dtype=np.int32) // block)
+
+
+def _replace_product(store: _Store, product: Product) -> None:
+    values, scales = store.columns([product])
+    if store.precision.activations == 8:
+        inputs = [_smoothed(store, product), values, scales, None, product.bias]
+        _replace(store.graph, product.first, product.output, "DynamicQuantizeMatMul", inputs, DOMAIN)
+        return
+    whole = store.fold("Cast", values, name=f"{product.name}_float", **FLOAT)
+    weight = store.fold("Mul", whole, scales, name=f"{product.name}_restored")
+    made = _replace(store.graph, product.first, product.output, "MatMul", [product.x, weight])
+    if product.bias is not None:
+        _replace(store.graph, product.first, made, "Add", [made, product.bias])
+
+
+def _fuse_attention(store: _Store, products: Sequence[Product]) -> list[Product]:
+    """Make attention and the three products before it one QAttention where they fit, and give the products that are left."""
+    left = {product.output: product for product in products}
+    for node in tuple(store.graph):
+        parts = [left[value] for value in node.inputs[:3] if value in left] if node.op_type == "MultiHeadAttention" else []
+        if len(parts) == 3 and _is_self_attention(node, parts) and len({store.precision.bits(part.name) for part in parts}) == 1:
+            _replace_attention(store, node, parts)
+            for part in parts:
+                del left[part.output]
+    return list(left.values())
+
+
+def _is_self_attention(node: ir.Node, parts: Sequence[Product]) -> bool:
+    """Whether query, key and value are of one width, are made from one value for this node alone, and are scaled as QAttention does."""
+    widths = {len(part.rows) for part in parts}
+    size = widths.pop() // node.attributes.get_int("num_heads", 1)
+    usual = abs(node.attributes.get_float("scale", size**-0.5) * size**0.5 - 1) < 1e-5
+    alone = all(len(tuple(part.output.uses())) == 1 for part in parts) and len({part.name for part in parts}) == 3
+    return not widths and usual and alone and len({part.x for part in parts}) == 1 and not any(node.inputs[3:4])
+
+
+def _replace_attention(store: _Store, node: ir.Node, parts: Sequence[Product]) -> None:
+    values, scales = store.columns(parts)
+    biases = [np.zeros(len(part.rows), np.float32) if part.bias is None else _array(part.bias) for part in parts]
+    bias = store.constant(f"{scales.name}_bias", np.concatenate(biases))
+    mask = node.inputs[4] if len(node.inputs) > 4 else None
+    outputs = [ir.Value(name=f"{node.outputs[0].name}_{what}") for what in ("uint8", "scale", "zero")]
+    store.graph.insert_before(parts[0].first, ir.node("DynamicQuantizeLinear", [_smoothed(store, parts[0])], outputs=outputs))
+    x, scale, zero = outputs
+    inputs = [x, values, bias, scale, scales, mask, zero]
+    _replace(store.graph, node, node.outputs[0], "QAttention", inputs, DOMAIN, num_heads=node.attributes.get_int("num_heads", 1))
+
+
+def _smoothed(store: _Store, product: Product) -> ir.Value:
+    """What comes into a product, divided by its smoothing if it has any."""
+    divisor = store.smoothing.get(product.name)
+    if divisor is None:
+        return product.x
+    factor = store.constant(f"{product.name}_smoothing", (1 / divisor).astype(np.float32))
+    smooth = ir.Value(name=f"{product.output.name}_smooth")
+    store.graph.insert_before(product.first, ir.node("Mul", [product.x, factor], outputs=[smooth]))
+    return smooth
+
+
+def _sizes(value: ir.Value) -> tuple[int, ...]:
+    """The shape of a constant."""
+    return tuple(int(str(size)) for size in value.shape or ())
+
+
+def _replace_table(store: _Store, table: ir.Value, nodes: Sequence[ir.Node]) -> None:
+    """Look rows up in the quantized table; a product that shares the table gets it restored."""
+    values, scales, zero = store.table(table)
+    rows, blocks = _sizes(scales)
+    inputs: list[ir.Value | None] = [values, None, scales]
+    if zero != 128:  # what uint8 has by default
+        count = store.constant(f"{table.name}_count", np.array([rows, blocks]))
+        inputs.append(
+            store.fold("Expand", store.constant(f"zero_{zero}_uint8", np.array(zero, np.uint8)), count, name=f"{table.name}_zeros")
+        )
+    attributes = {
+        "bits": 8,
+        "block_size": TABLE_BLOCK if blocks != 1 else _power_above(_sizes(table)[1]),
+        "gather_axis": 0,
+        "quantize_axis": 1,
+    }
+    for node in nodes:
+        given = [node.inputs[1] if value is None else value for value in inputs]
+        _replace(store.graph, node, node.outputs[0], "GatherBlockQuantized", given, DOMAIN, **attributes)
+        store.graph.remove(node, safe=True)
+    if any(True for _ in table.uses()):
+        table.replace_all_uses_with(store.restore(table, values, scales, zero))
+
+
+def _halve(store: _Store, value: ir.Value) -> None:
+    """Keep a matrix in 16 bits in the file, if they hold its values; it is cast when the file is opened."""
+    array = _array(value)
+    with np.errstate(over="ignore"):
+        half = array.astype(np.float16)
+    if np.isfinite(half).all():
+        uses = tuple(value.uses())
+        whole = store.fold("Cast", store.constant(f"{value.name}_half", half), name=f"{value.name}_whole", **FLOAT)
+        for node, place in uses:
+            node.replace_input_with(place, whole)
 
 
 def _replace(
-    graph: ir.Graph, first: ir.Node, last: ir.Node, operator: str, inputs: list[ir.Value | None], attributes: dict[str, int]
-) -> None:
-    """One new node in the place of the nodes from `first` to `last`, which the caller sweeps away as unused."""
-    (output,) = last.outputs
-    new = ir.Value(name=f"{output.name}_int8", shape=output.shape, type=output.type)
-    while inputs[-1] is None:
-        inputs = inputs[:-1]
-    graph.insert_before(first, ir.node(operator, inputs, attributes, domain=DOMAIN, outputs=[new], name=first.name))
-    output.replace_all_uses_with(new)
+    graph: ir.Graph,
+    before: ir.Node,
+    output: ir.Value,
+    operator: str,
+    inputs: Sequence[ir.Value | None],
+    domain: str = "",
+    **attributes: Any,
+) -> ir.Value:
+    """Give the uses of `output` to a new node's; what they no longer need is swept away at the end."""
+    made = ir.Value(name=f"{output.name}_{operator}", shape=output.shape, type=output.type)
+    given = [*inputs]
+    while given[-1] is None:
+        given.pop()
+    output.replace_all_uses_with(made)  # before the new node, which may itself read `output`
+    graph.insert_before(before, ir.node(operator, given, attributes, domain=domain, outputs=[made], name=made.name))
+    return made
+
+
+def _check_names(precision: Precision, names: Sequence[str]) -> None:
+    for end in (*precision.keep, *precision.eight):
+        if not any(Precision(keep=(end,)).keeps(name) for name in names):
+            raise unknown("matrix", end, sorted(set(names)))
+
+
+def _bias(node: ir.Node, width: object) -> tuple[ir.Node, ir.Value | None]:
+    """The last node of a product, and its bias: Gemm's own, or a constant vector that is added to a MatMul which nothing else uses."""
+    if node.op_type == "Gemm":
+        return node, node.inputs[2] if len(node.inputs) > 2 else None
+    uses = tuple(node.outputs[0].uses())
+    if len(uses) == 1 and uses[0].node.op_type == "Add" and not node.outputs[0].is_graph_output():
+        bias = uses[0].node.inputs[1 - uses[0].idx]
+        if bias is not None and bias.is_initializer() and bias.shape is not None and tuple(bias.shape) == (width,):
+            return uses[0].node, bias
+    return node, None
 
 
 def _last_products(graph: ir.Graph) -> set[ir.Node]:
@@ -138,5 +373,10 @@ def _matrix(node: ir.Node) -> ir.Value | None:
 
 
 def _array(value: ir.Value) -> np.ndarray:
-    assert value.const_value is not None  # `_matrix` has looked
+    assert value.const_value is not None  # it is an initializer
     return value.const_value.numpy()
+
+
+def _power_above(width: int) -> int:
+    """The smallest power of two that is not less: a block of the operator that holds a whole row."""
+    return 1 << max(4, (width - 1).bit_length())

@@ -6,7 +6,9 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from lightune.errors import InputError
+from lightune.reports.budget import show_budget, summarise_budget
 from lightune.reports.exported import show_usage
+from lightune.reports.files import write_text
 from lightune.reports.formats import (
     HASH_DIGITS,
     count_text,
@@ -18,7 +20,7 @@ from lightune.reports.formats import (
     share_text,
     size_text,
 )
-from lightune.reports.page import templates, write_text
+from lightune.reports.page import templates
 from lightune.reports.quality import rank_confusions
 from lightune.reports.records import Record, read_record
 from lightune.reports.sections import TASKS, list_facts, summarise
@@ -68,12 +70,13 @@ def describe_card(record: Record) -> dict[str, Any]:
             if is_number(score.get("value"))
         ],
         "task": TASKS.get(record.run.get("task", ""), record.run.get("task")),
-        "facts": [(name, value) for name, value in list_facts(record) if name not in ("created", "budget")],
+        "facts": [(name, value) for name, value in list_facts(record) if name != "created"],
         "parts": _parts(record),
         "scores": [(metric_text(name), score_text(score.get("value")), interval_text(score)) for name, score in record.scores.items()],
         "rows": count_text(record.evaluation.get("rows") or (record.run.get("examples") or {}).get("test")),
         "files": _files(record),
         "metric": metric_text(record.primary),
+        "budget": show_budget(record),
         "usage": show_usage(record),
         "limits": list_limits(record),
     }
@@ -81,7 +84,7 @@ def describe_card(record: Record) -> dict[str, Any]:
 
 def list_tags(record: Record) -> list[str]:
     """Lightune, the task, the method and the formats of the artefacts."""
-    targets = [str(artifact.get("target")).partition("-") for artifact in record.artifacts]
+    targets = [str(artifact.get("target")).partition(":")[0].partition("-") for artifact in record.artifacts]
     found = ["lightune", record.run.get("task"), str(record.run.get("method") or "").partition(":")[0]]
     found += [part for head, _, tail in targets for part in (head, tail)]
     return list(dict.fromkeys(str(tag) for tag in found if tag))
@@ -92,6 +95,8 @@ def list_limits(record: Record) -> list[str]:
     run, found = record.run, []
     if run.get("learned") is False:
         found.append("The run did not learn: its answers mean little.")
+    if run.get("met") is False:
+        found.append(f"It does not hold the budget that it was made for: {summarise_budget(record)}.")
     if run.get("stopped") == "interrupted":
         found.append("Training was interrupted before its end.")
     found += [str(alarm) for alarm in run.get("alarms") or []]

@@ -41,6 +41,20 @@ class Point:
     tip: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Something that was tried: its cost and score, a short name beside it and its whole name told on hover; `faint` where another one is
+    better in everything, `chosen` where it has the ring."""
+
+    x: float
+    y: float
+    name: str
+    tip: str
+    colour: int = 0
+    faint: bool = False
+    chosen: bool = False
+
+
 def line_chart(title: str, series: Sequence[Series], x_title: str, y_title: str) -> str:
     """Curves over one pair of axes; at least one series has a point."""
     everything = [point for line in series for point in line.points]
@@ -160,6 +174,84 @@ def _label(point: Point, across: float, down: float, radius: float, taken: list[
 
 def _free(left: float, right: float, level: float, taken: Sequence[tuple[float, float, float]]) -> bool:
     return not any(abs(level - other) < 13 and left < end and start < right for start, end, other in taken)
+
+
+def front_chart(
+    title: str,
+    candidates: Sequence[Candidate],
+    x_title: str,
+    y_title: str,
+    *,
+    most: float | None = None,
+    least: float | None = None,
+    lower: bool = False,
+) -> str:
+    """Scores against a cost on a logarithmic axis, with a line over the best of each colour at that cost or less.
+
+    most, least: the largest cost and the least score that are allowed, drawn dashed. lower: whether a lower score is better.
+    """
+    x = Axis.over([*(candidate.x for candidate in candidates), *([most] if most else [])], LEFT, RIGHT - 6, log=True)
+    y = Axis.over([*(candidate.y for candidate in candidates), *([least] if least is not None else [])], BOTTOM, TOP)
+    marks = [*frame(x, y, x_title, y_title), *_limits(x, y, most, least)]
+    for colour in sorted({candidate.colour for candidate in candidates}):
+        marks += _stairs([candidate for candidate in candidates if candidate.colour == colour], x, y, lower)
+    taken = [(x.place(candidate.x) - 4, x.place(candidate.x) + 4, y.place(candidate.y)) for candidate in candidates if not candidate.faint]
+    for candidate in sorted(candidates, key=lambda candidate: (not candidate.faint, candidate.chosen)):
+        across, down = x.place(candidate.x), y.place(candidate.y)
+        tip = f"{candidate.tip}: {tick_text(float(f'{candidate.x:.3g}'))} {x_title}, {y_title} {candidate.y:.4g}"
+        marks += [*_spot(candidate, across, down, tip), *_tag(candidate, across, down, taken)]
+    return drawing(WIDTH, HEIGHT, title, marks)
+
+
+def _spot(candidate: Candidate, across: float, down: float, tip: str) -> list[Mark]:
+    colour = f"s{candidate.colour % COLOURS}"
+    radius, kind = (3, "speck") if candidate.faint else (4, "dot")
+    dot = told(mark("circle", cx=across, cy=down, r=radius, class_=f"{kind} {colour}"), tip)
+    return [dot, mark("circle", cx=across, cy=down, r=8, class_=f"ring {colour}")] if candidate.chosen else [dot]
+
+
+def _limits(x: Axis, y: Axis, most: float | None, least: float | None) -> list[Mark]:
+    marks = []
+    if most:
+        place = x.place(most)
+        marks.append(mark("line", x1=place, x2=place, y1=TOP, y2=BOTTOM, class_="limit"))
+        right = place > (LEFT + RIGHT) / 2
+        marks.append(
+            words(f"at most {tick_text(most)}", place - 4 if right else place + 4, BOTTOM - 5, "end" if right else "start", class_="axis")
+        )
+    if least is not None:
+        level = y.place(least)
+        marks.append(mark("line", x1=LEFT, x2=x.end, y1=level, y2=level, class_="limit"))
+        marks.append(words(f"at least {least:.3g}", LEFT + 4, level + 12, class_="axis"))
+    return marks
+
+
+def _stairs(candidates: Sequence[Candidate], x: Axis, y: Axis, lower: bool) -> list[Mark]:
+    """The best score that each cost buys, as steps; nothing for a single candidate."""
+    path, best = "", float("-inf")
+    for candidate in sorted(candidates, key=lambda candidate: (candidate.x, candidate.y if lower else -candidate.y)):
+        worth = -candidate.y if lower else candidate.y
+        if worth > best:
+            across, down = x.place(candidate.x), y.place(candidate.y)
+            path += f"H{across:.1f}V{down:.1f}" if path else f"M{across:.1f} {down:.1f}"
+            best = worth
+    if len(candidates) < 2:
+        return []
+    return [mark("path", d=f"{path}H{x.end:.1f}", class_=f"line s{candidates[0].colour % COLOURS} pale")]
+
+
+def _tag(candidate: Candidate, across: float, down: float, taken: list[tuple[float, float, float]]) -> list[Mark]:
+    """The name beside a dot, on the first side where nothing stands yet; none where every side is taken, or beside what is dominated."""
+    if not candidate.name or (candidate.faint and not candidate.chosen):
+        return []
+    width, reach = cells(candidate.name) * CHARACTER, 10 if candidate.chosen else 6
+    sides = ((across + reach, down + 4, "start", 0.0), (across - reach, down + 4, "end", 1.0), (across, down - reach - 2, "middle", 0.5))
+    for place, level, anchor, share in sides:
+        left = place - share * width
+        if left > LEFT and left + width < WIDTH and level > TOP and _free(left + 1, left + width, level - 4, taken):
+            taken.append((left, left + width, level - 4))
+            return [words(candidate.name, place, level, anchor, class_="strong" if candidate.chosen else "name")]
+    return []
 
 
 def interval_chart(title: str, rows: Sequence[tuple[str, tuple[float, float, float]]], x_title: str) -> str:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from lightune.reports import charts
+from lightune.reports.budget import summarise_budget, verdict_text
 from lightune.reports.exported import draw_bubbles, find_smallest, place_file
 from lightune.reports.figures import Figure
 from lightune.reports.formats import (
@@ -26,6 +27,7 @@ from lightune.reports.formats import (
     short_text,
     size_text,
 )
+from lightune.reports.front import draw_fronts
 from lightune.reports.records import Record, read_bounds
 from lightune.reports.sections import TASKS, choose_metric, select_metric
 
@@ -38,9 +40,9 @@ def describe_runs(records: Sequence[Record]) -> dict[str, Any]:
     figures = (_draw_intervals(records, names), _draw_progress(records, names), _draw_trade_off(records, names))
     return {
         "names": names,
-        "rows": [*_compare_facts(records), *_compare_scores(records), *_compare_costs(records)],
+        "rows": [*_compare_facts(records), *_compare_scores(records), *_compare_costs(records), *_compare_budgets(records)],
         "cautions": list_cautions(records, names),
-        "figures": [figure for figure in figures if figure],
+        "figures": [*(figure for figure in figures if figure), *draw_fronts(records, names)],
         "settings": compare_settings(records),
     }
 
@@ -118,6 +120,13 @@ def _compare_costs(records: Sequence[Record]) -> list[dict[str, Any]]:
     rows.insert(0, _row("trained parameters", [count_text(run.get("trainable_parameters")) for run in runs]))
     kept = [file.get("kept") for file in files]
     return [*rows, _row("score kept", [share_text(value) for value in kept], best=_best(kept, lower=False))]
+
+
+def _compare_budgets(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """Whether each run holds its budget; no row where no run has one."""
+    told = [summarise_budget(record) for record in records]
+    verdicts = [verdict_text(record.run.get("met")) for record in records]
+    return [_row("budget", verdicts, told)] if any(told) else []
 
 
 def _best(values: Sequence[Any], lower: bool) -> int | None:

@@ -13,11 +13,11 @@ from lightune.reports.formats import (
     HASH_DIGITS,
     LOWER_IS_BETTER,
     count_text,
-    factor_text,
     interval_text,
     is_number,
     metric_text,
     milliseconds_text,
+    ratio_text,
     score_text,
     share_text,
     size_text,
@@ -68,10 +68,10 @@ def _tell_artifact(record: Record, artifact: dict[str, Any], reference: dict[str
         "target": str(artifact.get("target")),
         "sha256": str(artifact.get("sha256") or "")[:HASH_DIGITS],
         "bytes": size_text(artifact.get("bytes")),
-        "smaller": _factor(reference.get("bytes"), artifact.get("bytes")),
+        "smaller": ratio_text(reference.get("bytes"), artifact.get("bytes")),
         "p50": milliseconds_text(speed.get("p50")),
         "p95": milliseconds_text(speed.get("p95")),
-        "faster": _factor(was, speed.get("p50")),
+        "faster": ratio_text(was, speed.get("p50")),
         "rate": f"{count_text(rate['value'])}/s" if is_number(rate.get("value")) else "",
         "memory": size_text(artifact["resident_bytes"]) if artifact.get("resident_bytes") else "",
         "score": score_text(score.get("value")),
@@ -80,10 +80,6 @@ def _tell_artifact(record: Record, artifact: dict[str, Any], reference: dict[str
         "agree": share_text(parity["agree"]) if is_number(parity.get("agree")) else "",
         "max_abs": tiny_text(parity["max_abs"]) if is_number(parity.get("max_abs")) else "",
     }
-
-
-def _factor(reference: Any, value: Any) -> str:
-    return factor_text(reference / value) if is_number(reference) and is_number(value) and value > 0 else ""
 
 
 def _measured_at(record: Record) -> str:

@@ -77,6 +77,11 @@ def factor_text(value: Any) -> str:
     return f"{value:.1f}×" if is_number(value) else ABSENT
 
 
+def ratio_text(reference: Any, value: Any) -> str:
+    """How many times a value fits into the reference, as '5.4×'; nothing where one of them is missing or not positive."""
+    return factor_text(reference / value) if is_number(reference) and is_number(value) and value > 0 else ""
+
+
 def tiny_text(value: Any) -> str:
     """A difference with two digits, however small: 0.0000312 → '3.1e-5'."""
     return f"{value:.2g}".replace("e-0", "e-").replace("-", "−", 1 if value < 0 else 0) if is_number(value) else ABSENT

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from lightune import __version__
 from lightune.errors import InputError, MissingExtra
 from lightune.reports.comparison import describe_runs
+from lightune.reports.files import write_text
 from lightune.reports.formats import moment_text
 from lightune.reports.markup import plain, quoted
 from lightune.reports.records import Record, read_record
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
 
 SECTIONS = (
     ("done", "What was done", ("facts",)),
+    ("budget", "Budget", ("budget", "front")),
     ("scores", "Scores", ("scores",)),
     ("files", "Exported files", ("artifacts",)),
     ("use", "How to use them", ("usage",)),
@@ -69,22 +69,6 @@ def templates() -> Environment:
     found = Environment(loader=loader, autoescape=select_autoescape(), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     found.filters |= {"yaml": quoted, "plain": plain}
     return found
-
-
-def write_text(text: str, path: Path) -> Path:
-    """Write a file whole or not at all. InputError with the cure where the place cannot be written."""
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    except OSError as error:
-        with suppress(OSError):
-            part.unlink()
-        reason = error.strerror or str(error)
-        raise InputError(
-            f"{str(path)!r} cannot be written: {reason}. Make room or make the folder writable; a report can go elsewhere with --out."
-        ) from error
-    return path
 
 
 def _view(record: Record, prefix: str) -> dict[str, Any]:

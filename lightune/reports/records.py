@@ -11,7 +11,7 @@ from typing import Any
 from lightune.errors import InputError, IntegrityError
 from lightune.reports.formats import is_number
 
-FILES = ("run.json", "evaluation.json", "data.json", "steps.jsonl", "environment.json", "recipe.toml")
+FILES = ("run.json", "evaluation.json", "data.json", "steps.jsonl", "environment.json", "recipe.toml", "front.json")
 # Control characters and lone surrogates: legal inside JSON, illegal in XML, HTML and UTF-8.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
@@ -28,6 +28,7 @@ class Record:
     checks: tuple[dict[str, Any], ...]  # the evaluations during training
     environment: dict[str, Any]
     recipe: str
+    front: dict[str, Any]  # what a search for a smaller model tried
 
     @property
     def name(self) -> str:
@@ -66,6 +67,7 @@ def read_record(folder: Path) -> Record:
         checks=checks,
         environment=_read_json(folder / "environment.json"),
         recipe=printable(_read_text(folder / "recipe.toml")),
+        front=_read_json(folder / "front.json"),
     )
 
 

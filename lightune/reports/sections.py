@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from lightune.reports import charts
+from lightune.reports.budget import kept_interval_text, show_budget, summarise_budget
 from lightune.reports.exported import describe_shape, find_smallest, show_usage, tabulate_artifacts
 from lightune.reports.figures import Figure
 from lightune.reports.formats import (
@@ -24,6 +25,7 @@ from lightune.reports.formats import (
     share_text,
     size_text,
 )
+from lightune.reports.front import show_front
 from lightune.reports.material import list_findings, show_data
 from lightune.reports.quality import draw_agreement, list_worst, show_calibration, show_confusion, tabulate_labels
 from lightune.reports.records import Record, drop_primary
@@ -36,6 +38,7 @@ TASKS = {
 }
 METHODS = {"full": "full fine-tuning", "head": "a new head alone", "freeze": "its lower blocks frozen", "bitfit": "BitFit", "lora": "LoRA"}
 CURVE_POINTS = 300
+LONG_OPTION = 40  # characters
 
 
 def describe_run(record: Record) -> dict[str, Any]:
@@ -46,6 +49,8 @@ def describe_run(record: Record) -> dict[str, Any]:
         "stats": list_stats(record),
         "alerts": list_alerts(record),
         "facts": list_facts(record),
+        "budget": show_budget(record),
+        "front": show_front(record),
         "scores": tabulate_scores(record),
         "curves": draw_curves(record),
         "artifacts": tabulate_artifacts(record),
@@ -98,10 +103,13 @@ def list_stats(record: Record) -> list[dict[str, str]]:
     if best.get("bytes"):
         note = f"{best['target']}" + _against(reference.get("bytes"), best["bytes"], "smaller")
         found.append({"name": "size", "value": size_text(best["bytes"]), "note": note})
+    kept = (run.get("budget") or {}).get("kept") or {}
     speed = best.get("milliseconds") or {}
     if is_number(speed.get("p50")):
         note = describe_shape(speed) + _against((reference.get("milliseconds") or {}).get("p50"), speed["p50"], "faster")
         found.append({"name": "latency", "value": milliseconds_text(speed["p50"]), "note": note.removeprefix(" · ")})
+    if is_number(kept.get("value")):
+        found.append({"name": "score kept", "value": share_text(kept["value"]), "note": kept_interval_text(kept)})
     if is_number(run.get("seconds")):
         parts = [f"{count_text(run['examples_per_second'])} examples/s" if is_number(run.get("examples_per_second")) else ""]
         parts += [str(run.get("precision") or ""), str(run.get("device") or "")]
@@ -119,9 +127,9 @@ def list_alerts(record: Record) -> list[tuple[str, str]]:
     if run.get("learned") is False:
         found.append(("error", "The run did not learn: its figures mean little."))
     if run.get("met") is False:
-        found.append(("error", f"The budget is not held: {_budget(run)}."))
+        found.append(("error", f"The budget is not held: {summarise_budget(record)}."))
     elif run.get("met"):
-        found.append(("good", f"The budget is held: {_budget(run)}."))
+        found.append(("good", f"The budget is held: {summarise_budget(record)}."))
     if run.get("stopped") == "interrupted":
         found.append(("warning", "The run was interrupted before its end. Continue it with --resume."))
     found += [("warning", text) for text in run.get("alarms") or []]
@@ -155,7 +163,6 @@ def list_facts(record: Record) -> list[tuple[str, str]]:
         ("precision and device", " on ".join(str(run[name]) for name in ("precision", "device") if run.get(name))),
         ("ended", {"finished": "after all epochs", "early": "early, by patience"}.get(run.get("stopped", ""), run.get("stopped"))),
         ("tokens cut", _tokens_cut(record)),
-        ("budget", _budget(run)),
         ("created", moment_text(run["created"]) if run.get("created") else ""),
         ("base sha256", str(run.get("base_sha256") or "")[:HASH_DIGITS]),
     ]
@@ -167,16 +174,16 @@ def _tokens_cut(record: Record) -> str:
     return ", ".join(f"{count_text(count)} in {place}" for place, count in counts if is_number(count))
 
 
-def _budget(run: dict[str, Any]) -> str:
-    """{'bytes': 24e6, 'milliseconds': 2} → 'bytes 24.0 MB, milliseconds 2.00 ms'."""
-    spelled = {"bytes": size_text, "resident_bytes": size_text, "milliseconds": milliseconds_text, "seconds": duration_text}
-    limits = ((name, value) for name, value in (run.get("budget") or {}).items() if value is not None)
-    return ", ".join(f"{name.replace('_', ' ')} {spelled.get(name, str)(value)}" for name, value in limits)
-
-
 def _change(change: dict[str, Any]) -> str:
-    options = ", ".join(f"{name}={value}" for name, value in (change.get("options") or {}).items() if value is not None)
+    if change.get("merged"):
+        return f"merged {', '.join(map(str, change['merged']))}"
+    options = ", ".join(f"{name}={_option(value)}" for name, value in (change.get("options") or {}).items() if value is not None)
     return f"{change.get('name')}({options})" if options else str(change.get("name"))
+
+
+def _option(value: Any) -> str:
+    """An option's value; a long list, such as the tokens that a step keeps, is told by its length."""
+    return f"{count_text(len(value))} values" if isinstance(value, list) and len(str(value)) > LONG_OPTION else str(value)
 
 
 def tabulate_scores(record: Record) -> dict[str, Any]:

@@ -53,6 +53,8 @@ class Predictor:
 
     def forward(self, encoded: Encoded, batch: int = 32) -> np.ndarray:
         """Logits, float32 [n, k], in the order of what was encoded; it runs sorted by length, `batch` rows at a time."""
+        if len(encoded) == 1:  # what follows would take as long as a small model
+            return self.session.run(["logits"], self.encoder.pad(encoded))[0]
         logits = np.zeros((len(encoded), self.answers.outputs), dtype=np.float32)
         for rows in batches([len(ids) for ids in encoded.ids], batch):
             (logits[rows],) = self.session.run(["logits"], self.encoder.pad(encoded, rows))
@@ -90,7 +92,7 @@ def load(folder: str | Path, threads: int | None = None, verify: bool = True) ->
     manifest.check(folder, FILES, contents=verify)
     facts = manifest.read_json(folder / "task.json")
     answers, encoder = _described(folder, facts)
-    session = _session(folder / "model.onnx", threads or _cores())
+    session = open_session(folder / "model.onnx", threads or _cores())
     _fits(folder, session, answers, encoder)
     return Predictor(session, folder, answers, encoder, facts)
 
@@ -106,7 +108,8 @@ def _described(folder: Path, facts: dict[str, Any]) -> tuple[Answers, Encoder]:
         raise IntegrityError(f"{folder / 'task.json'} does not describe a task ({error}). {manifest.CURE}") from error
 
 
-def _session(path: Path, threads: int) -> Any:
+def session_options(threads: int) -> Any:
+    """onnxruntime's options as Lightune's graphs run fastest with them."""
     import onnxruntime  # here, so that importing the runtime stays quick
 
     options = onnxruntime.SessionOptions()
@@ -114,10 +117,21 @@ def _session(path: Path, threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    return options
+
+
+def open_session(path: Path, threads: int, options: Any = None) -> Any:
+    """An onnxruntime session of a file; `options` replace those of `session_options`.
+
+    Raises:
+        IntegrityError: this onnxruntime cannot load it.
+    """
+    import onnxruntime
+
     try:
         # The fused Skip + LayerNormalization kernel is slower than Add and LayerNormalization apart: a tenth of a whole int8 run.
         return onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
+            str(path), options or session_options(threads), providers=["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
         )
     except Exception as error:  # onnxruntime raises classes of its own that share no root
         version = onnxruntime.__version__

@@ -69,8 +69,11 @@ class Encoder:
 
     def save(self, path: str | Path) -> None:
         """Write the tokenizer as compact JSON; `from_file` with `to_dict` reads it back."""
-        compact = json.dumps(json.loads(self.tokenizer.to_str()), ensure_ascii=False, separators=(",", ":"))
-        Path(path).write_text(compact, encoding="utf-8")
+        facts = json.loads(self.tokenizer.to_str())
+        merges = facts["model"].get("merges")
+        if merges and not any(" " in part or part.startswith("#version") for pair in merges for part in pair):  # either would be misread
+            facts["model"]["merges"] = [" ".join(pair) for pair in merges]  # the shorter of the two forms that tokenizers reads
+        Path(path).write_text(json.dumps(facts, ensure_ascii=False, separators=(",", ":")), encoding="utf-8")
 
     def to_dict(self) -> dict[str, Any]:
         """What `from_file` takes beside the path, ready for JSON."""
@@ -85,26 +88,29 @@ class Encoder:
         Raises:
             InputError: something that is no text, with its place.
         """
-        seconds = pairs if pairs is not None else [None] * len(texts)
-        rows = list(zip(texts, seconds, strict=True))
+        rows = list(zip(texts, pairs if pairs is not None else [None] * len(texts), strict=True))
         try:
             encodings = self._tokenize(rows)
         except TypeError:
             rows = [_repaired(row, place) for place, row in enumerate(rows)]
             encodings = self._tokenize(rows)
-        lengths = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
-        for place in np.flatnonzero(lengths > self.max_length):
-            encodings[place] = self._cut(*rows[place])
-        kept = sum(len(encoding) for encoding in encodings)
+        lengths = [len(encoding) for encoding in encodings]  # plain numbers: for a single text each call of numpy would be felt
+        truncated = 0
+        for place, length in enumerate(lengths):
+            if length > self.max_length:
+                encodings[place] = self._cut(*rows[place])
+                truncated += length - len(encodings[place])
         ids = [np.array(encoding.ids or [self.pad_id], dtype=np.int32) for encoding in encodings]
         types = None
         if "token_type_ids" in self.inputs:
             types = [np.array(encoding.type_ids or [0], dtype=np.int8) for encoding in encodings]
-        return Encoded(ids, types, lengths, int(lengths.sum()) - kept)
+        return Encoded(ids, types, np.array(lengths, dtype=np.int64), truncated)
 
     def pad(self, encoded: Encoded, rows: Sequence[int] | np.ndarray | None = None) -> dict[str, np.ndarray]:
         """The model's inputs for the given rows (all by default): int64 [b, s] each, s the longest of them, filled on the right."""
         chosen = range(len(encoded)) if rows is None else rows
+        if len(chosen) == 1:
+            return self._lone(encoded, int(chosen[0]))
         ids = [encoded.ids[row] for row in chosen]
         longest = max(map(len, ids), default=0)
         batch = {"input_ids": np.full((len(ids), longest), self.pad_id, dtype=np.int64)}
@@ -116,6 +122,17 @@ class Encoder:
                 batch["attention_mask"][place, :length] = 1
             if "token_type_ids" in batch and encoded.types is not None:
                 batch["token_type_ids"][place, :length] = encoded.types[row]
+        return batch
+
+    def _lone(self, encoded: Encoded, row: int) -> dict[str, np.ndarray]:
+        """`pad` for one row, which needs no padding."""
+        ids = encoded.ids[row]
+        batch = {"input_ids": ids.astype(np.int64)[None]}
+        if "attention_mask" in self.inputs:
+            batch["attention_mask"] = np.ones((1, len(ids)), dtype=np.int64)
+        if "token_type_ids" in self.inputs:
+            types = encoded.types[row] if encoded.types is not None else np.zeros(len(ids))
+            batch["token_type_ids"] = types.astype(np.int64)[None]
         return batch
 
     def _tokenize(self, rows: list[tuple[str, str | None]]) -> list[Encoding]:

@@ -8,6 +8,7 @@ The contract of a task class (a frozen dataclass with the one field `answers`):
     weights(targets, balanced) -> [n]   how much every example counts in the loss, float32
     losses(logits, targets, smoothing)  the loss of every example, [b] (the only part that needs torch)
     divergences(one, other)             the symmetric divergence of two passes, [b] (R-Drop)
+    imitate(logits, teacher, temperature)  how far every example's logits are from a teacher's, [b] (distillation)
     score(logits, targets) -> dict      every metric that is quick to compute, by name
     rank(logits, targets) -> dict       the metrics that sort all probabilities: AUROC and average precision
     calibrate(logits, targets) -> task  the same task with its temperature or thresholds fitted on development data

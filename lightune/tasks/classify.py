@@ -64,6 +64,11 @@ class Classify:
         first, second = one.log_softmax(-1), other.log_softmax(-1)
         return ((first.exp() - second.exp()) * (first - second)).sum(-1) / 2
 
+    def imitate(self, logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        """KL divergence from the teacher's softened answers, times the squared temperature (Hinton et al. 2015, section 2)."""
+        soft = (teacher / temperature).log_softmax(-1)
+        return (soft.exp() * (soft - (logits / temperature).log_softmax(-1))).sum(-1) * temperature**2
+
     def score(self, logits: np.ndarray, targets: np.ndarray) -> metrics.Metrics:
         """The metrics of `metrics.single_label`."""
         chances = self.answers.probabilities(logits)

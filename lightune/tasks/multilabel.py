@@ -29,10 +29,9 @@ class Multilabel:
 
     @classmethod
     def describe(cls, examples: Sequence[Example]) -> Multilabel:
-        """The labels that occur; where columns name them, in the order of the columns."""
-        seen = {label for example in examples for label in example.target}
+        """The labels that occur; where columns name them, every column in its order, so that rows of other parts may have any of them."""
         named = getattr(getattr(examples, "columns", None), "target", ())
-        ordered = [name for name in named if name in seen] if len(named) > 1 else sorted(seen)
+        ordered = named if len(named) > 1 else sorted({label for example in examples for label in example.target})
         return cls(Answers(cls.kind, tuple(ordered)))
 
     def targets(self, examples: Sequence[Example]) -> np.ndarray:
@@ -69,6 +68,15 @@ class Multilabel:
     def divergences(self, one: Tensor, other: Tensor) -> Tensor:
         """Half the sum of both KL divergences of every label's yes or no, summed over the labels."""
         return ((one.sigmoid() - other.sigmoid()) * (one - other)).sum(-1) / 2
+
+    def imitate(self, logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        """KL divergence from the teacher's softened yes or no of every label, summed over them, times the squared temperature."""
+        from torch.nn import functional
+
+        yes, own = teacher / temperature, logits / temperature
+        cross = functional.binary_cross_entropy_with_logits(own, yes.sigmoid(), reduction="none")
+        entropy = functional.binary_cross_entropy_with_logits(yes, yes.sigmoid(), reduction="none")
+        return (cross - entropy).sum(-1) * temperature**2
 
     def score(self, logits: np.ndarray, targets: np.ndarray) -> metrics.Metrics:
         """The metrics of `metrics.many_labels`, at the fitted thresholds."""

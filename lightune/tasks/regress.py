@@ -48,6 +48,10 @@ class Regress:
         """Squared difference of two passes."""
         return ((one - other) ** 2).sum(-1)
 
+    def imitate(self, logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+        """Squared difference from the teacher's value; a temperature has no meaning here."""
+        return ((logits - teacher) ** 2).sum(-1)
+
     def score(self, logits: np.ndarray, targets: np.ndarray) -> metrics.Metrics:
         """The metrics of `metrics.numbers`, in the user's own units."""
         gold = targets.astype(np.float64) * self.answers.scale + self.answers.center

@@ -14,10 +14,12 @@ from lightune.errors import InputError, IntegrityError
 from lightune.exports import EXPORTS, Tolerance, find_export, verify
 from lightune.exports.onnx import trace, write
 from lightune.models import Model
+from lightune.precision import Precision
 from lightune.runtime import load
 from lightune.sources import resolve_model
 
 ROWS = tiny_models.make_rows(40)
+INT8, INT4 = Precision(weights=8, tables=8), Precision(weights=4, tables=4)
 WIDE = {  # wide enough that quantizing pays
     "bert": {"hidden_size": 64, "intermediate_size": 96},
     "roberta": {"hidden_size": 64, "intermediate_size": 96},
@@ -72,7 +74,7 @@ def test_every_family_exports_and_quantizes(family: str, tmp_path: Path) -> None
     model = make_model(family, tmp_path / "base")
     graph = trace(model.network, model.encoder.inputs)
     assert largest_difference(model, graph, tmp_path / "fp32") < 1e-4
-    path = write(graph, model.answers, model.encoder, tmp_path / "int8", precision="int8", base="base", name="name")
+    path = write(graph, model.answers, model.encoder, tmp_path / "int8", precision=INT8, base="base", name="name")
     parity = verify(model.logits(ROWS), path, ROWS, Tolerance(agree=0.9))
     assert 0 < parity.max_abs < 0.3
     operators = {node.op_type for node in onnx.load(path / "model.onnx").graph.node}
@@ -83,10 +85,10 @@ def test_any_batch_and_any_length(model: Model, traced: ir.Model, tmp_path: Path
     assert largest_difference(model, traced, tmp_path / "fp32") < 1e-4
 
 
-def test_both_targets_hold_their_tolerance(model: Model, traced: ir.Model, tmp_path: Path) -> None:
+def test_all_targets_hold_their_tolerance(model: Model, traced: ir.Model, tmp_path: Path) -> None:
     logits = model.logits(ROWS)
     for name, target in EXPORTS.items():
-        path = write(traced, model.answers, model.encoder, tmp_path / name, base="base", name="name", **target.options)
+        path = write(traced, model.answers, model.encoder, tmp_path / name, base="base", name="name", precision=target.precision)
         parity = verify(logits, path, ROWS, target.tolerance)
         assert parity.rows == 40
     assert load(tmp_path / "onnx").predict(["good"])[0]["label"] == model.predict(["good"])[0]["label"]
@@ -94,13 +96,16 @@ def test_both_targets_hold_their_tolerance(model: Model, traced: ir.Model, tmp_p
 
 def test_what_is_written(model: Model, traced: ir.Model, tmp_path: Path) -> None:
     sizes = {}
-    for precision in ("fp32", "int8"):
-        path = write(traced, model.answers, model.encoder, tmp_path / precision, precision=precision, base="the base", name="the name")
+    for precision in (Precision(), INT8, INT4):
+        path = write(
+            traced, model.answers, model.encoder, tmp_path / precision.label, precision=precision, base="the base", name="the name"
+        )
         assert sorted(file.name for file in path.iterdir()) == ["manifest.json", "model.onnx", "task.json", "tokenizer.json"]
         facts = json.loads((path / "task.json").read_text(encoding="utf-8"))
-        assert (facts["base"], facts["name"], facts["precision"], facts["format"]) == ("the base", "the name", precision, 1)
-        sizes[precision] = (path / "model.onnx").stat().st_size
+        assert (facts["base"], facts["name"], facts["precision"], facts["format"]) == ("the base", "the name", precision.label, 1)
+        sizes[precision.label] = (path / "model.onnx").stat().st_size
     assert sizes["int8"] < 0.4 * sizes["fp32"]
+    assert sizes["int4"] < 0.8 * sizes["int8"]
 
 
 def test_the_file_holds_no_traces_of_its_making(model: Model, traced: ir.Model, tmp_path: Path) -> None:
@@ -132,8 +137,8 @@ def test_an_earlier_artefact_outlives_a_failure(model: Model, traced: ir.Model, 
 
     again(traced)
     before = (tmp_path / "artifact" / "manifest.json").read_bytes()
-    with pytest.raises(InputError, match="precision is 'int3', expected fp32 or int8"):
-        again(traced, precision="int3")
+    with pytest.raises(InputError, match=r"Unknown matrix 'layer\.9\.output'"):
+        again(traced, precision=Precision(weights=8, keep=("layer.9.output",)))
     with pytest.raises(InputError, match="cannot be exported to ONNX"):
         again(Unexportable())
     assert (tmp_path / "artifact" / "manifest.json").read_bytes() == before

@@ -4,12 +4,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as arrays
 from onnx import TensorProto, helper, numpy_helper
 
-from lightune.exports.quantization import BLOCK, quantize, quantize_blocks, quantize_columns
+from lightune.exports.quantization import quantize
 
 WIDTH, LABELS = 80, 3
 
@@ -142,21 +139,3 @@ def test_a_table_by_blocks(width: int) -> None:
     rows = np.array([[row for row in range(300) if row != 7]])
     assert relative_error(run(small, rows), run(model, rows)) < 0.008
     assert relative_error(run(small, np.array([[7]])), run(model, np.array([[7]]))) < 0.008
-
-
-weights = arrays.arrays(np.float32, arrays.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.floats(-1e4, 1e4, width=32))
-
-
-@given(weights)
-def test_columns_are_right_to_half_a_step(weight: np.ndarray) -> None:
-    values, scales = quantize_columns(weight)
-    assert np.abs(values).max() <= 64
-    assert np.all(np.abs(values * scales - weight) <= scales * 0.501)
-
-
-@given(weights)
-def test_blocks_are_right_to_half_a_step(table: np.ndarray) -> None:
-    values, scales = quantize_blocks(table)
-    assert values.shape == table.shape
-    assert scales.shape == (len(table), -(-table.shape[1] // BLOCK))
-    assert np.all(np.abs((values.astype(np.float32) - 128) * scales - table) <= scales * 0.501)

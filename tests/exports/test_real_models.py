@@ -12,6 +12,7 @@ from lightune.errors import LightuneError
 from lightune.exports import Tolerance, find_export, verify
 from lightune.exports.onnx import trace, write
 from lightune.models import Model
+from lightune.precision import Precision
 from lightune.runtime import load
 from lightune.sources import resolve_model
 
@@ -52,7 +53,9 @@ def test_minilm_is_small_fast_and_right(shared_data: Path, tmp_path: Path) -> No
     graph, logits = trace(model.network, model.encoder.inputs), model.logits(rows)
     plain = write(graph, model.answers, model.encoder, tmp_path / "fp32", base="minilm", name="trec")
     assert verify(logits, plain, rows, find_export("onnx").tolerance).agree == 1.0
-    small = write(graph, model.answers, model.encoder, tmp_path / "int8", precision="int8", base="minilm", name="trec")
+    small = write(
+        graph, model.answers, model.encoder, tmp_path / "int8", precision=Precision(weights=8, tables=8), base="minilm", name="trec"
+    )
     verify(logits, small, rows, Tolerance(agree=0.9))  # the head is untrained, so its answers lie close together
     predictor = load(small, threads=1)
     error = predictor.logits(rows) - logits

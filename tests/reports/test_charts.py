@@ -30,6 +30,18 @@ def every_chart(name: str) -> dict[str, str]:
         "histogram": charts.histogram(name, [(0, 5, 3), (5, 10, 0)], name, [7]),
         "ranges": charts.range_chart(name, [(name, (0, 10, 20, 100_000))], name),
         "scatter": charts.scatter_chart(name, [charts.Point(23.5, 2.2, name, "0.9"), charts.Point(91, 12, name, "0.9")], name, name),
+        "front": charts.front_chart(
+            name,
+            [
+                charts.Candidate(4.2, 0.95, name, name, chosen=True),
+                charts.Candidate(90, 0.96, name, name, 1),
+                charts.Candidate(5, 0.9, "", name, faint=True),
+            ],
+            name,
+            name,
+            most=4.5,
+            least=0.95,
+        ),
         "intervals": charts.interval_chart(name, [(name, (0.9, 0.8, 0.95))], name),
         "strip": charts.interval_strip(name, 0.9, 0.8, 0.95, 0, 1),
         "calibration": charts.calibration_chart(name, [(0.9, 0.8, 12)]),
@@ -122,6 +134,41 @@ def test_bars_are_as_long_as_their_counts():
     assert len(widths) == 3
     assert math.isclose(widths[0], 3 * widths[1], rel_tol=0.01)
     assert math.isclose(widths[0], 1.5 * widths[2], rel_tol=0.01)
+
+
+def stairs(svg: str) -> list[str]:
+    return [path.get("d") for path in parse(svg).iter(f"{SVG}path")]
+
+
+def test_the_line_of_a_front_only_climbs_and_ends_at_the_axis():
+    places = [(1.0, 0.80), (2.0, 0.70), (2.0, 0.90), (4.0, 0.85), (8.0, 0.95)]
+    candidates = [charts.Candidate(x, y, str(place), "") for place, (x, y) in enumerate(places)]
+    (path,) = stairs(charts.front_chart("t", candidates, "MB", "score"))
+    assert path.count("V") == 2  # two of the four steps are better than what a lower cost buys
+    levels = [float(step.partition("H")[0]) for step in path.split("V")[1:]]
+    assert levels == sorted(levels, reverse=True)
+    assert path.endswith(f"H{charts.RIGHT - 6:.1f}")
+    (falling,) = stairs(charts.front_chart("t", candidates, "MB", "error", lower=True))
+    assert falling.count("V") == 1
+    assert stairs(charts.front_chart("t", candidates[:1], "MB", "score")) == []
+
+
+def test_a_front_marks_what_was_chosen_what_is_dominated_and_the_limits():
+    candidates = [charts.Candidate(4, 0.9, "7", "seven", chosen=True), charts.Candidate(5, 0.8, "8", "eight", faint=True)]
+    root = parse(charts.front_chart("t", candidates, "MB", "score", most=4.5, least=0.85))
+    circles = [circle.get("class") for circle in root.iter(f"{SVG}circle")]
+    assert circles == ["speck s0", "dot s0", "ring s0"]
+    assert [line.get("class") for line in root.iter(f"{SVG}line")].count("limit") == 2
+    assert {"at most 4.5", "at least 0.85", "7"} <= set(texts(root))
+    assert "8" not in texts(root)
+    assert "eight: 5 MB, score 0.8" in [title.text for title in root.iter(f"{SVG}title")]
+
+
+def test_names_of_a_crowded_front_never_overlap():
+    candidates = [charts.Candidate(10 + place / 50, 0.9, f"{place}", "") for place in range(40)]
+    root = parse(charts.front_chart("t", candidates, "MB", "score"))
+    named = [text for text in root.iter(f"{SVG}text") if text.get("class") == "name"]
+    assert 1 <= len(named) < 40
 
 
 def test_labels_of_equal_bubbles_do_not_overlap():

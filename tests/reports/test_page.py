@@ -199,9 +199,10 @@ def test_lengths_are_a_histogram_where_the_data_tells_one(run):
 
 
 def test_alerts_come_before_the_figures(run):
-    change_run(run, "run.json", lambda value: value.update(learned=False, met=False, budget={"bytes": 8e6}, alarms=["Loss rose."]))
+    budget = {"limits": {"max_mb": 8}, "held": {"max_mb": {"limit": 8, "value": 9.5, "met": False}}}
+    change_run(run, "run.json", lambda value: value.update(learned=False, met=False, budget=budget, alarms=["Loss rose."]))
     page = Page(write_report([run]))
-    for text in ("The run did not learn", "The budget is not held: bytes 8.00\u00a0MB", "Loss rose."):
+    for text in ("The run did not learn", "The budget is not held: size 9.50\u00a0MB of at most 8\u00a0MB", "Loss rose."):
         assert page.text.index(text) < page.text.index("trained parameters")
 
 

@@ -1,0 +1,134 @@
+"""How small and how fast a fine-tuned model becomes at 99 % and 97 % of its score, beside what plain tools reach with the same model.
+
+Usage: python benchmarks/shrink_to_budget.py --data DIR --work DIR [--time 20min] [--factor 20] [--only NAME ...] [--peers] [--collect]
+DIR/NAME/*.jsonl as in SETS below. Every run and search is kept in WORK and not repeated; --collect runs nothing and only gathers.
+Each search is asked for `factor` times fewer bytes than the fine-tuned fp32 weights and `factor` times fewer milliseconds than PyTorch fp32 on
+one thread, at 99 % of the score. With --peers the same fine-tuned model also goes through onnxruntime's own dynamic int8, a student of half
+the layers that learns from the labels alone, and magnitude pruning; all are scored and timed by the same code.
+Writes benchmarks/results/shrink_to_budget.json.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--data", required=True), parser.add_argument("--work", required=True), parser.add_argument("--time", default="20min")
+parser.add_argument("--factor", type=float, default=20.0), parser.add_argument("--only", nargs="*")
+parser.add_argument("--peers", action="store_true"), parser.add_argument("--collect", action="store_true")
+parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "shrink_to_budget.json"))
+args = parser.parse_args()
+
+# name: (train, test, flags of fit, factor that is asked for where it is another)
+SETS = {
+    "trec": ("trec/train.jsonl", "trec/test.jsonl", ["--label", "label", "--epochs", "3"], None),
+    "trec-seed1": ("trec/train.jsonl", "trec/test.jsonl", ["--label", "label", "--epochs", "3", "--seed", "1"], None),
+    "trec-seed2": ("trec/train.jsonl", "trec/test.jsonl", ["--label", "label", "--epochs", "3", "--seed", "2"], None),
+    "banking77": ("banking77/train.jsonl", "banking77/test.jsonl", ["--epochs", "5"], None),
+    "sst2": ("sst2/train.jsonl", "sst2/validation.jsonl", ["--epochs", "1", "--limit", "20000"], None),
+    "sms_spam": ("sms_spam/train.jsonl", "sms_spam/test.jsonl", ["--epochs", "3"], None),
+    "mrpc": ("glue_mrpc/train.jsonl", "glue_mrpc/test.jsonl", ["--epochs", "3", "--dev", "glue_mrpc/validation.jsonl"], None),
+    "chnsenticorp": (
+        "chnsenticorp/train.jsonl", "chnsenticorp/test.jsonl",
+        ["--epochs", "1", "--dev", "chnsenticorp/validation.jsonl", "--max-length", "256", "--model", "albert-tiny-zh"], 4.0,
+    ),
+}  # fmt: skip
+KEEPS = (0.99, 0.97, 0.95)
+
+
+def located(flag):
+    return str(Path(args.data) / flag) if flag.endswith(".jsonl") else flag
+
+
+def lightune(*command):
+    """A command of Lightune; a budget that is not held (exit 1) is a result too."""
+    done = subprocess.run([sys.executable, "-m", "lightune", *command], stdout=subprocess.PIPE, text=True)
+    assert done.returncode in (0, 1), command
+
+
+def search(name):
+    """The run folder of a set after its search."""
+    train, test, flags, factor = SETS[name]
+    folder = Path(args.work) / name
+    if not (folder / "run.json").exists() and not args.collect:
+        lightune("fit", located(train), "--test", located(test), *map(located, flags), "--out", str(folder), "--overwrite", "--json")
+    if not json.loads((folder / "run.json").read_text()).get("budget") and not args.collect:
+        reference = json.loads((folder / "run.json").read_text())["reference"]
+        limits = {
+            "mb": reference["bytes"] / 1e6 / (factor or args.factor),
+            "ms": reference["milliseconds"]["p50"] / (factor or args.factor),
+        }
+        budget = ["--keep", "0.99", "--max-mb", f"{limits['mb']:.3f}", "--max-ms", f"{limits['ms']:.4f}"]
+        lightune("shrink", str(folder), *budget, "--time", args.time, "--json")
+    return folder
+
+
+def factors(reference, point):
+    """How much smaller and faster a point is, and the lesser of both."""
+    smaller, faster = reference["bytes"] / point["bytes"], reference["milliseconds"] / point["milliseconds"]
+    return {"smaller": round(smaller, 2), "faster": round(faster, 2), "both": round(min(smaller, faster), 2)}
+
+
+def best_at(reference, points, keep):
+    """The point with the largest lesser factor among those whose test score is at least this share of the reference's."""
+    holding = [point for point in points if point["test"] and point["test"] >= keep * reference["test"]]
+    best = max(holding, key=lambda point: factors(reference, point)["both"], default=None)
+    return best and {"name": best["name"], "kept": round(best["test"] / reference["test"], 4), **factors(reference, best)}
+
+
+def run_peers(folder):
+    """What plain tools make of the same fine-tuned model: name → bytes, milliseconds, test score."""
+    kept = folder / "peers.json"
+    if not kept.exists() and not args.collect:
+        import peer_shrinkers
+
+        kept.write_text(json.dumps(peer_shrinkers.run(folder)))
+    return json.loads(kept.read_text()) if kept.exists() else {}
+
+
+found = {}
+for name, (train, test, flags, _) in SETS.items():
+    folder = Path(args.work) / name
+    if (args.only and name not in args.only) or (args.collect and not (folder / "front.json").exists()):
+        continue
+    folder = search(name)
+    front, record = json.loads((folder / "front.json").read_text()), json.loads((folder / "run.json").read_text())
+    points = [
+        {
+            key: point[key]
+            for key in (
+                "id",
+                "name",
+                "steps",
+                "target",
+                "bytes",
+                "milliseconds",
+                "resident_bytes",
+                "score",
+                "test",
+                "kept",
+                "on_front",
+                "seconds",
+            )
+        }
+        for point in front["points"]
+    ]
+    found[name] = {
+        "command": " ".join(["lightune fit", train, "--test", test, *flags, "&& lightune shrink RUN --keep 0.99 --max-mb", f"{front['limits']['max_mb']:g} --max-ms {front['limits']['max_ms']:g} --time {args.time}"]),
+        "metric": front["metric"], "reference": front["reference"], "limits": front["limits"], "chosen": front["chosen"], "points": points,
+        "budget": record["budget"], "met": record["met"], "seconds": json.loads((folder / "search.json").read_text())["seconds"],
+        "best": {f"{keep:.0%}": best_at(front["reference"], points, keep) for keep in KEEPS},
+        "peers": {peer: {**point, **factors(front["reference"], point)} for peer, point in run_peers(folder).items()} if args.peers else {},
+    }  # fmt: skip
+    print(name, json.dumps(found[name]["best"]), file=sys.stderr)
+cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+result = {
+    "command": "python benchmarks/shrink_to_budget.py",
+    "machine": {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform()},
+    "sets": found,
+}
+Path(args.out).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")

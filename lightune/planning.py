@@ -1,0 +1,187 @@
+"""From a budget to candidates to the one that is chosen: what could hold the limits, what is worth trying, and what lies on the front.
+
+Nothing here trains or measures: costs come from a table, damage from importance that was measured once, so thousands of shapes cost nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product, zip_longest
+from typing import Any, Protocol
+
+from lightune.costs import Shape
+
+SHARES = (1.0, 0.75, 0.5, 1 / 3, 0.25, 1 / 6)  # of heads (with the hidden size) and of feed-forward neurons
+NEURON_STEP = 32  # feed-forward sizes are multiples of it
+TABLE_BITS = (8, 4)
+MARGIN = 0.94  # a table's prediction must stay below this share of a limit: it may be wrong by some percent
+SPARE = 0.66  # the candidate beyond the limits holds this share of them
+LEVELS = (1 / 20, 1 / 30, 1 / 12)  # of the reference's size and time, where no limit is given
+EXPONENTS = {
+    "layers": 0.7,
+    "hidden": 1.5,
+    "heads": 0.0,
+    "ffn": 0.5,
+    "vocab": 1.0,
+    "tables": 1.0,
+}  # how much each share hurts; heads go with hidden
+FOUR_BITS = 0.01  # damage of 4-bit tables
+
+
+class Costs(Protocol):
+    """What a cost table is asked."""
+
+    def milliseconds(self, shape: Shape, percentile: int = 50) -> float: ...
+
+    def count_bytes(self, shape: Shape, tokenizer: int | None = None) -> int: ...
+
+    def resident_bytes(self, shape: Shape) -> int: ...
+
+
+Lose = Callable[[Shape], Mapping[str, float]]  # the share of importance that a shape takes away, from 0 to 1, by knob
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A smaller model that could be made.
+
+    steps: specs of shrink steps in the order in which they are applied. target: the export's spec.
+    bytes, milliseconds, resident: predicted. damage: expected loss, from 0 (none) to 1.
+    """
+
+    shape: Shape
+    steps: tuple[str, ...]
+    target: str
+    bytes: int
+    milliseconds: float
+    resident: int
+    damage: float
+
+    @property
+    def name(self) -> str:
+        """What it is, in words."""
+        shape = self.shape
+        if not shape.layers:
+            return f"static · {shape.hidden} dimensions · {shape.vocabulary:,} tokens · {shape.tables}-bit tables"
+        layers = f"{shape.layers} layer{'s' * (shape.layers > 1)}"
+        return f"{layers} · hidden {shape.hidden} · ffn {shape.ffn} · {shape.vocabulary:,} tokens · {shape.tables}-bit tables"
+
+
+def enumerate_candidates(base: Shape, costs: Costs, lose: Lose, vocabularies: Sequence[int], percentile: int = 50) -> Iterator[Candidate]:
+    """Every combination of the knobs, with its predicted cost and damage."""
+    heads = sorted({max(1, round(base.heads * share)) for share in SHARES}, reverse=True)
+    neurons = sorted({_rounded(base.ffn * share, base.ffn) for share in SHARES}, reverse=True)
+    for layers, kept, ffn, tokens, bits in product(range(base.layers, 0, -1), heads, neurons, vocabularies, TABLE_BITS):
+        shape = dataclasses.replace(
+            base,
+            layers=layers,
+            heads=kept,
+            hidden=round(base.hidden * kept / base.heads),
+            ffn=ffn,
+            vocabulary=tokens,
+            weights=8,
+            tables=bits,
+        )
+        harm = {**lose(shape), "tables": FOUR_BITS * (bits == 4)}
+        yield make_candidate(base, shape, costs, _together(harm), percentile)
+
+
+def make_candidate(base: Shape, shape: Shape, costs: Costs, damage: float, percentile: int = 50) -> Candidate:
+    """The candidate of a shape: its steps and what it will cost."""
+    steps = []
+    if shape.vocabulary < base.vocabulary:
+        steps.append(f"vocab={shape.vocabulary}")
+    if not shape.layers:
+        steps.append(f"static={shape.hidden}")
+    elif shape.layers < base.layers:
+        steps.append(f"depth={shape.layers}")
+    if shape.layers and shape.hidden < base.hidden:
+        steps.append(f"hidden={shape.hidden}")
+    if shape.layers and shape.ffn < base.ffn:
+        steps.append(f"ffn={shape.ffn}")
+    target = f"onnx:weights={shape.weights},tables={shape.tables}"
+    cost = (costs.count_bytes(shape), costs.milliseconds(shape, percentile), costs.resident_bytes(shape))
+    return Candidate(shape, tuple(steps), target, *cost, damage)
+
+
+def choose(candidates: Iterable[Candidate], limits: Mapping[str, float], reference: tuple[int, float], count: int) -> list[Candidate]:
+    """The candidates that are worth training: the least damaged of each depth that hold the limits, and smaller ones to compare with.
+
+    Args:
+        limits: max_mb, max_ms, max_ram; where neither megabytes nor milliseconds are limited, shares of the reference (`LEVELS`) are.
+        reference: bytes and milliseconds of the model before.
+        count: how many.
+
+    Returns:
+        The most promising first; the nearest to the limits where none holds them.
+    """
+    known = list(candidates)
+    if "max_mb" not in limits and "max_ms" not in limits:
+        levels = [{**limits, "max_mb": reference[0] * level / 1e6, "max_ms": reference[1] * level} for level in LEVELS]
+        best = [_best_of_each_depth(known, level) for level in levels]
+        return _different(item for turn in zip_longest(*best) for item in turn if item is not None)[:count]
+    found = _best_of_each_depth(known, limits)
+    if not found:
+        return sorted(known, key=lambda item: excess(item, limits))[:1]
+    smaller = {name: value * SPARE if name in ("max_mb", "max_ms") else value for name, value in limits.items()}
+    spare = _best_of_each_depth(known, smaller)[:1]
+    return _different([*found[: max(1, count - len(spare))], *spare])
+
+
+def excess(item: Candidate, limits: Mapping[str, float]) -> float:
+    """By what factor a candidate is predicted to miss the limit that it misses most; at most 1 where it holds them all."""
+    costs = {"max_mb": item.bytes / 1e6, "max_ms": item.milliseconds, "max_ram": item.resident / 1e6}
+    return max((costs[name] / limit for name, limit in limits.items() if name in costs), default=0.0)
+
+
+def on_front(points: Sequence[Mapping[str, Any]]) -> list[bool]:
+    """Which points no other beats: none is at least as good in bytes, milliseconds and score, and better in one."""
+
+    def beats(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+        gains = (other["bytes"] - one["bytes"], other["milliseconds"] - one["milliseconds"], one["score"] - other["score"])
+        return min(gains) >= 0 and max(gains) > 0
+
+    return [not any(beats(one, point) for one in points) for point in points]
+
+
+def share_time(seconds: float, count: int) -> dict[str, float]:
+    """Seconds for each candidate of the first rung, each of the second, and the winner: successive halving (Jamieson and Talwalkar 2016).
+
+    Half goes to the winner. With one candidate it gets everything.
+    """
+    if count == 1:
+        return {"first": 0.0, "second": 0.0, "winner": seconds}
+    second = 2 if count > 2 else 0
+    return {
+        "first": seconds * 0.3 / count,
+        "second": seconds * 0.2 / second if second else 0.0,
+        "winner": seconds * (0.5 if second else 0.7),
+    }
+
+
+def _best_of_each_depth(known: Sequence[Candidate], limits: Mapping[str, float]) -> list[Candidate]:
+    """Of each number of layers the least damaged candidate that holds the limits, the least damaged first."""
+    best: dict[int, Candidate] = {}
+    for item in known:
+        layers = item.shape.layers
+        if excess(item, limits) <= MARGIN and (layers not in best or item.damage < best[layers].damage):
+            best[layers] = item
+    return sorted(best.values(), key=lambda item: item.damage)
+
+
+def _different(candidates: Iterable[Candidate]) -> list[Candidate]:
+    return list({(item.steps, item.target): item for item in candidates}.values())
+
+
+def _together(harm: Mapping[str, float]) -> float:
+    """One damage from those of the knobs: what is left of the model is the product of what each leaves."""
+    left = 1.0
+    for name, share in harm.items():
+        left *= (1 - min(share, 1.0)) ** EXPONENTS[name]
+    return 1 - left
+
+
+def _rounded(count: float, whole: int) -> int:
+    return whole if count >= whole else max(NEURON_STEP, round(count / NEURON_STEP) * NEURON_STEP)

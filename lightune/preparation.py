@@ -1,0 +1,154 @@
+"""Data and base made ready: read, split, examined, encoded; and what the long jobs on them share: what they tell, how they stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from lightune import architectures, models, sources
+from lightune.data import Example, Splits, doctor, read, read_parts, split
+from lightune.errors import InputError, LightuneError
+from lightune.methods import make_method
+from lightune.models import Model
+from lightune.recipes import Recipe
+from lightune.tasks import find_task
+from lightune.training import Evaluation, Forecast, Step
+
+LONGEST = 512  # tokens: the default limit of bases that could take more
+LEAST_LENGTH = 16  # tokens, until the base is loaded and says what it can take
+
+
+class Interrupted(LightuneError):
+    """Training was stopped by a signal; the run can be resumed."""
+
+    exit_code = 130
+
+
+@dataclass(frozen=True)
+class Told:
+    """A sentence for the user: a stage that begins, something that was guessed, or a warning."""
+
+    text: str
+    level: str = "note"
+
+
+class Stoppable(Protocol):
+    """Long work that can end early and be resumed."""
+
+    def request_stop(self) -> None: ...
+
+
+Watch = Callable[[Told | Forecast | Step | Evaluation | Any], None]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Data that were read, split and examined, and the model that will be trained on them."""
+
+    train: Sequence[Example]
+    dev: Sequence[Example]
+    test: Sequence[Example]
+    model: Model
+    facts: dict[str, Any]
+    truncated_tokens: int
+
+
+def prepare(recipe: Recipe, source: Any, watch: Watch = lambda fact: None) -> Prepared:
+    """Read, split and examine the data, load the base and put the method on it; nothing is trained or written.
+
+    Raises:
+        InputError: every error that the doctor found, or a base, column or option that is wrong.
+    """
+    watch(Told("Reading the data"))
+    splits = read_all(recipe, source)
+    parts = {name: part for name, part in splits.parts.items() if name == "train" or len(part)}
+    for sentence in splits.facts["told"]:
+        watch(Told(sentence))
+    for sentence in splits.facts.get("warnings", ()):
+        watch(Told(sentence, "warning"))
+    task = find_task(parts["train"].columns.task)
+    examined = {**parts, **({"unlabelled": splits.unlabelled} if len(splits.unlabelled) else {})}
+    _stop_on_errors(doctor.examine(examined))
+    base = sources.resolve_model(recipe.model, tell=lambda sentence: watch(Told(sentence)))
+    described = task.describe(parts["train"])
+    watch(Told(f"Loading the base {recipe.model}"))
+    model = models.start(base, described, max_length=LEAST_LENGTH, pooling=recipe.pooling, seed=recipe.train.seed)
+    model.encoder.max_length = _max_length(recipe, model)
+    lengths = {name: model.encoder.encode([e.text for e in part], [e.pair for e in part]).lengths for name, part in parts.items()}
+    findings = doctor.examine(examined, lengths=lengths, max_length=model.encoder.max_length)
+    for finding in findings:
+        watch(finding)
+    facts = doctor.describe(parts, findings, lengths=lengths)
+    torch.manual_seed(recipe.train.seed)
+    model.apply(make_method(recipe.method))
+    cut = sum(int(np.maximum(found - model.encoder.max_length, 0).sum()) for found in lengths.values())
+    return Prepared(parts["train"], parts.get("dev", []), parts.get("test", []), model, facts, cut)
+
+
+def read_all(recipe: Recipe, source: Any) -> Splits:
+    """The data in parts, with every sentence that reading and splitting told in facts["told"]."""
+    options = recipe.data
+    how: dict[str, Any] = {"task": options.task, "text": options.text, "pair": options.pair, "label": options.label}
+    form: dict[str, Any] = {"delimiter": options.delimiter, "encoding": options.encoding}
+    parts = read_parts(sources.locate_data(source), **how, **form)
+    if "train" not in parts:
+        raise InputError(f"{options.train} has the parts {', '.join(parts)} but no train part. Give training data.")
+    train = parts["train"]
+    told = list(train.facts.get("told", []))
+    same = train.columns.arguments()
+    for name, path in (("dev", options.dev), ("test", options.test)):
+        if path:
+            parts[name] = read(sources.locate_data(path), **same, **form)
+    if options.limit and options.limit < len(train):
+        chosen = np.random.default_rng(recipe.train.seed).permutation(len(train))[: options.limit]
+        told.append(f"{options.limit} of {len(train)} training rows are used, drawn with seed {recipe.train.seed}.")
+        train = train.take(sorted(int(number) for number in chosen))
+    divided = split(train, dev=parts.get("dev", options.dev_share), test=parts.get("test", options.test_share), seed=recipe.train.seed)
+    unlabelled = divided.unlabelled if len(divided.unlabelled) else parts.get("unlabelled", divided.unlabelled)
+    facts = {**divided.facts, "told": told + divided.facts.get("told", [])}
+    return dataclasses.replace(divided, unlabelled=unlabelled, facts=facts)
+
+
+@contextmanager
+def stop_on_signals(work: Stoppable) -> Iterator[list[str]]:
+    """Turn Ctrl-C and SIGTERM into a stop after the step in progress; a second one takes effect at once. Gives the signals' names."""
+    caught: list[str] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        caught.append(signal.Signals(number).name)
+        work.request_stop()
+        signal.signal(number, before[number])
+
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _max_length(recipe: Recipe, model: Model) -> int:
+    limit = architectures.longest_input(model.network.backbone.config)
+    wanted = recipe.data.max_length
+    if wanted and limit and wanted > limit:
+        raise InputError(f"max-length is {wanted}, but {recipe.model} takes at most {limit} tokens. Give {limit} or less.")
+    return wanted or min(limit or LONGEST, LONGEST)
+
+
+def _stop_on_errors(findings: Sequence[Any]) -> None:
+    errors = [finding for finding in findings if finding.level == "error"]
+    if errors:
+        raise InputError("\n".join(f"{finding.message} {finding.cure}".strip() for finding in errors))

@@ -1,0 +1,192 @@
+"""Students: smaller copies of a model, and what they learn from. A lesson is made once and serves every student with the same tokens."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lightune import architectures, augmentation, distillation, importance, sources
+from lightune.data import Example
+from lightune.errors import LightuneError
+from lightune.models import Model, load_language_model
+from lightune.recipes import DistillOptions, TrainOptions
+from lightune.runtime.tokenization import Encoded
+from lightune.shrink import make_step
+from lightune.training import Evaluation, Objective, Rows, Step, Training
+
+RATE = 4e-4  # of students: they move further than a fine-tuned base
+STATIC_RATE = 3e-3
+SAMPLE = 256  # rows from which importance is measured
+TIMED_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What students with the same tokens learn from.
+
+    teacher: the model before, with the students' tokens. rows: the training rows, unlabelled ones and their augmented versions.
+    labelled: bool [n], which of them have a label of their own. examples: the labelled rows as text, for importance and the like.
+    times: how many augmented versions of each row there are. folder: where the teacher's answers are kept.
+    """
+
+    teacher: Model
+    rows: Rows
+    labelled: np.ndarray
+    examples: Sequence[Example]
+    times: int
+    folder: Path
+
+
+def prepare_lesson(
+    model: Model,
+    vocab: Any | None,
+    labelled: Sequence[Example],
+    unlabelled: Sequence[Example],
+    options: DistillOptions,
+    folder: Path,
+    *,
+    seconds: float = float("inf"),
+    seed: int = 0,
+    times: int | None = None,
+) -> Lesson:
+    """Cut the vocabulary, encode every row, and add versions with replaced words.
+
+    Args:
+        model: the teacher in full. vocab: the planned vocab step of the students, None where they keep all tokens.
+        seconds: what the teacher's reading of augmented rows may take; fewer versions are made where it would take longer.
+        times: how many versions; as many as the options and the seconds allow by default.
+    """
+    teacher = copy_model(model)
+    if vocab is not None:
+        teacher.shrink(vocab)
+    own = Rows.of(teacher, labelled)
+    encoded = own.encoded
+    if len(unlabelled):
+        encoded = _joined([encoded, teacher.encoder.encode([row.text for row in unlabelled], [row.pair for row in unlabelled])])
+    if times is None:
+        times = min(options.augment, int(seconds / max(_reading_seconds(teacher, encoded), 1e-9)))
+    if times:
+        tokens = np.unique(np.concatenate(encoded.ids))
+        propose = _proposals(model, vocab, tokens)
+        encoded = _joined([encoded, augmentation.augment(encoded, teacher.encoder, propose, times=times, seed=seed)])
+    more = len(encoded) - len(own.encoded)
+    targets = np.concatenate([own.targets, np.zeros((more, *own.targets.shape[1:]), dtype=own.targets.dtype)])
+    known = np.arange(len(encoded)) < len(own.encoded)
+    return Lesson(teacher, Rows(encoded, targets, np.ones(len(encoded), dtype=np.float32)), known, labelled, times, folder)
+
+
+def make_student(lesson: Lesson, steps: Sequence[str]) -> Model:
+    """A copy of the lesson's teacher after some steps; each is planned by the importance that is left after the one before."""
+    student = copy_model(lesson.teacher)
+    for spec in steps:
+        step = make_step(spec)
+        chooses_layers = type(step).__name__ == "Depth"  # what its loss says is a better guide than what flows through
+        student.shrink(step, importance.measure(student, lesson.examples, rows=SAMPLE, leave_out=chooses_layers))
+    return student
+
+
+class Course:
+    """One student's training on a lesson, which can stop and go on.
+
+    Args:
+        teachers: who is imitated besides the lesson's own teacher; empty for that one alone.
+        seconds: how long it may take; `options.epochs` where None.
+    """
+
+    def __init__(
+        self,
+        student: Model,
+        lesson: Lesson,
+        dev: Sequence[Example],
+        options: DistillOptions,
+        train: TrainOptions,
+        *,
+        teachers: Sequence[Model] = (),
+        epochs: float | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        static = not getattr(student.network.backbone.config, "num_hidden_layers", 0)
+        if static:
+            options = dataclasses.replace(options, hidden_weight=0.0, relations_weight=0.0)
+        train = dataclasses.replace(train, rate=STATIC_RATE if static else train.rate or RATE, patience=None)
+        objective = self._objective(student, lesson, options, train, teachers)
+        self.training = Training(student, lesson.rows, dev, dataclasses.replace(train, epochs=epochs or 1.0), objective)
+        self.forecast = self.training.forecast()
+        if epochs is None and seconds is not None:
+            epochs = max(seconds / max(self.forecast.seconds, 1e-6), 2 / self.training.steps_per_epoch)
+            settled = dataclasses.replace(train, epochs=epochs, precision=self.training.precision)
+            self.training = Training(student, lesson.rows, dev, settled, objective)
+            self.forecast = dataclasses.replace(self.forecast, steps=self.training.total, epochs=epochs, seconds=seconds)
+        self.epochs = float(self.training.epochs)
+
+    def steps(self, folder: Path, every: float, stop: Callable[[], bool] = lambda: False) -> Iterator[Step | Evaluation]:
+        """Train from the last checkpoint in the folder to the end, writing one now and then; a stop that is asked for saves and returns."""
+        self.training.restore(folder)
+        saved = time.monotonic()
+        for fact in self.training.steps():
+            yield fact
+            if stop():
+                self.training.request_stop()
+            if (isinstance(fact, Evaluation) or not self.training.evaluates_now) and time.monotonic() - saved >= every:
+                self.training.save(folder)
+                saved = time.monotonic()
+        if self.training.stopping:
+            self.training.save(folder)
+
+    def _objective(
+        self, student: Model, lesson: Lesson, options: DistillOptions, train: TrainOptions, teachers: Sequence[Model]
+    ) -> Objective:
+        blocks = int(getattr(student.network.backbone.config, "num_hidden_layers", 0))
+        several = [lesson.teacher] if not teachers else list(teachers)
+        states = distillation.needed_states(options, lesson.teacher, blocks)
+        observed = distillation.observe(several, lesson.rows.encoded, lesson.folder / ("states" if states else "answers"), states=states)
+        return distillation.imitate(student, observed, options, lesson.labelled, train.label_smoothing)
+
+
+def copy_model(model: Model) -> Model:
+    """A model of its own with equal weights."""
+    return Model(copy.deepcopy(model.network), model.task, model.encoder, model.base, model.changes)
+
+
+def _joined(parts: Sequence[Encoded]) -> Encoded:
+    ids = [row for part in parts for row in part.ids]
+    types = None if parts[0].types is None else [row for part in parts for row in part.types or ()]
+    return Encoded(ids, types, np.concatenate([part.lengths for part in parts]), sum(part.truncated_tokens for part in parts))
+
+
+def _reading_seconds(teacher: Model, encoded: Encoded) -> float:
+    """How long the teacher needs for all rows, from a sample."""
+    places = np.linspace(0, len(encoded) - 1, min(TIMED_ROWS, len(encoded))).astype(int)
+    types = None if encoded.types is None else [encoded.types[place] for place in places]
+    sample = Encoded([encoded.ids[place] for place in places], types, encoded.lengths[places], 0)
+    begin = time.perf_counter()
+    distillation.read_logits([teacher], sample)
+    return (time.perf_counter() - begin) * len(encoded) / len(places)
+
+
+def _proposals(model: Model, vocab: Any | None, tokens: np.ndarray) -> augmentation.Propose:
+    """What the base's masked language model expects, where it has one, else neighbours in the token table, in the students' own ids."""
+    ids = np.arange(model.encoder.tokenizer.get_vocab_size()) if vocab is None else np.asarray(vocab.ids)
+    mask = model.encoder.tokenizer.token_to_id("[MASK]") or model.encoder.tokenizer.token_to_id("<mask>")
+    found = _language_model(model) if mask is not None else None
+    if found is not None and mask is not None:
+        propose = augmentation.fillers_of(found, mask)
+    else:
+        propose = augmentation.neighbours_of(architectures.word_embedding(model.network.backbone).weight, ids[tokens])
+    return augmentation.translated(propose, ids)
+
+
+def _language_model(model: Model) -> Any | None:
+    """The base with its own masked language model's head; None where its checkpoint has none, or is no longer here."""
+    try:
+        source = sources.resolve_model(model.base.name, revision=model.base.revision)
+        return load_language_model(source)
+    except LightuneError:
+        return None

@@ -1,0 +1,96 @@
+"""What a budget leaves to try, what is tried first, and what lies on the front."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import pytest
+
+from lightune import planning
+from lightune.costs import Shape
+
+BASE = Shape(6, 384, 12, 1536, 30000, positions=512, head_width=32)
+
+
+class Costs:
+    """Costs by plain formulas: one byte a weight, half a byte with 4-bit tables, a millisecond for a million multiply-adds a text."""
+
+    def milliseconds(self, shape: Shape, percentile: int = 50) -> float:
+        return 0.1 + shape.layers * shape.block_weights * 10 / 1e8
+
+    def count_bytes(self, shape: Shape, tokenizer: int | None = None) -> int:
+        return round(shape.layers * shape.block_weights + shape.vocabulary * (shape.hidden * shape.tables / 8 + 12))
+
+    def resident_bytes(self, shape: Shape) -> int:
+        return 30_000_000 + self.count_bytes(shape)
+
+
+def lose(shape: Shape) -> Mapping[str, float]:
+    return {
+        "layers": 1 - shape.layers / 6, "hidden": 1 - shape.hidden / 384, "heads": 1 - shape.heads / 12, "ffn": 1 - shape.ffn / 1536,
+        "vocab": 1 - shape.vocabulary / 30000,
+    }  # fmt: skip
+
+
+def candidates() -> list[planning.Candidate]:
+    return list(planning.enumerate_candidates(BASE, Costs(), lose, [30000, 8000]))
+
+
+def test_the_whole_model_is_among_the_candidates_and_loses_nothing() -> None:
+    whole = [item for item in candidates() if dataclasses.replace(item.shape, weights=32, tables=32) == BASE]
+    assert [item.steps for item in whole] == [(), ()]  # with 8-bit and with 4-bit tables
+    assert min(item.damage for item in whole) == 0
+
+
+def test_steps_say_how_the_shape_is_reached() -> None:
+    shape = dataclasses.replace(BASE, layers=2, hidden=256, heads=8, ffn=512, vocabulary=8000, weights=8, tables=4)
+    made = planning.make_candidate(BASE, shape, Costs(), 0.5)
+    assert made.steps == ("vocab=8000", "depth=2", "hidden=256", "ffn=512")
+    assert made.target == "onnx:weights=8,tables=4"
+    assert planning.make_candidate(BASE, dataclasses.replace(shape, layers=0), Costs(), 1.0).steps == ("vocab=8000", "static=256")
+
+
+def test_every_candidate_that_is_chosen_holds_the_limits_with_a_margin() -> None:
+    limits = {"max_mb": 4.5, "max_ms": 0.4}
+    chosen = planning.choose(candidates(), limits, (91_000_000, 12.0), 4)
+    assert len(chosen) == 4
+    for item in chosen:
+        assert item.bytes / 1e6 <= 4.5 * planning.MARGIN
+        assert item.milliseconds <= 0.4 * planning.MARGIN
+    assert len({item.shape.layers for item in chosen}) >= 3
+    assert chosen[0].damage == min(item.damage for item in candidates() if planning.excess(item, limits) <= planning.MARGIN)
+
+
+def test_without_limits_of_size_the_levels_of_the_reference_are_tried() -> None:
+    chosen = planning.choose(candidates(), {"keep": 0.99}, (91_000_000, 12.0), 4)
+    sizes = [item.bytes for item in chosen]
+    assert len(chosen) == 4
+    assert min(sizes) < 91e6 / 30
+    assert max(sizes) > 91e6 / 20
+
+
+def test_an_impossible_budget_gives_the_nearest_shape() -> None:
+    limits = {"max_mb": 0.001, "max_ms": 0.0001}
+    (nearest,) = planning.choose(candidates(), limits, (91_000_000, 12.0), 4)
+    assert planning.excess(nearest, limits) == min(planning.excess(item, limits) for item in candidates())
+
+
+def test_the_front_holds_what_nothing_beats() -> None:
+    points = [
+        {"bytes": 4, "milliseconds": 1.0, "score": 0.9},
+        {"bytes": 5, "milliseconds": 1.0, "score": 0.9},  # larger and no better
+        {"bytes": 2, "milliseconds": 2.0, "score": 0.9},
+        {"bytes": 2, "milliseconds": 2.0, "score": 0.9},  # an equal point does not beat it
+        {"bytes": 9, "milliseconds": 9.0, "score": 0.95},
+        {"bytes": 9, "milliseconds": 9.0, "score": 0.5},
+    ]
+    assert planning.on_front(points) == [True, False, True, True, True, False]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_the_time_is_shared_out_and_not_more(count: int) -> None:
+    shares = planning.share_time(1000.0, count)
+    spent = shares["first"] * count + shares["second"] * 2 + shares["winner"]
+    assert spent == pytest.approx(1000.0)
+    assert shares["winner"] >= 500

@@ -269,7 +269,7 @@ def test_r_drop_adds_the_divergence_of_two_passes(start: Callable[..., Model]) -
     }
     targets = torch.from_numpy(model.task.targets(ROWS[:6]))
     torch.manual_seed(5)
-    found = task_objective(model.task, dataclasses.replace(PLAIN, r_drop=2.0))(model.network, batch, targets)
+    found = task_objective(model.task, dataclasses.replace(PLAIN, r_drop=2.0))(model.network, batch, targets, np.arange(len(targets)))
     torch.manual_seed(5)
     one, other = model.network(**{name: torch.cat([value, value]) for name, value in batch.items()}).chunk(2)
     assert not torch.equal(one, other)
@@ -280,7 +280,8 @@ def test_r_drop_adds_the_divergence_of_two_passes(start: Callable[..., Model]) -
 def test_an_objective_of_ones_own_takes_the_place_of_the_tasks(start: Callable[..., Model]) -> None:
     seen: list[int] = []
 
-    def objective(network: Any, batch: dict[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+    def objective(network: Any, batch: dict[str, torch.Tensor], targets: torch.Tensor, places: np.ndarray) -> torch.Tensor:
+        assert targets.tolist() == training.targets[places].tolist()
         seen.append(len(targets))
         return network(**batch).pow(2).sum(-1)
 

@@ -86,8 +86,10 @@ def back_off(
         return precision
     tables, trial = find_tables(model.graph), precision
     for name in list(measure_sensitivity(model, answers, encoder, examples, precision, smoothing))[:most]:
-        more = "keep" if precision.bits(name, table=name in tables) == 8 else "eight"
-        trial = dataclasses.replace(trial, **{more: (*getattr(trial, more), name)})
+        if precision.bits(name, table=name in tables) == 8:
+            trial = dataclasses.replace(trial, keep=(*trial.keep, name))
+        else:
+            trial = dataclasses.replace(trial, eight=(*trial.eight, name))
         if agrees(trial):
             break
     return trial

@@ -289,7 +289,7 @@ def test_an_unmerged_change_is_refused_and_a_merged_one_is_not(
         np.testing.assert_array_equal(models.load(model.save(tmp_path / spec[:5])).logits(ROWS), model.logits(ROWS))
 
 
-@pytest.mark.parametrize("last", ["Quantize", "Magnitude"])
+@pytest.mark.parametrize("last", ["Magnitude", "Static"])
 @pytest.mark.parametrize("spec", SPECS)
 def test_nothing_structural_follows_a_final_step(
     last: str, spec: str, start: Callable[[str], Model], importances: Callable[[str], Importance]

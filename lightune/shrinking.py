@@ -226,7 +226,9 @@ class Search:
         model, sample = self.ground.model, self.ground.train
         base = Shape.of(model)
         self.watch(Told("Measuring what each part of the model is worth to the task"))
-        found = importance.measure(model, sample, rows=students.SAMPLE, leave_out=True)
+        found = importance.measure(
+            model, sample, rows=students.SAMPLE
+        )  # influence: greedy losses favour deep, narrow shapes, which learn less
         counts = count_tokens(model, [*self.ground.train, *self.ground.unlabelled])
         if self.steps:
             chosen = [self._named(base)]

@@ -24,7 +24,7 @@ from lightune.precision import Precision
 from lightune.runtime import load
 
 BASE = Shape(6, 384, 12, 1536, 30522, 512, weights=8, tables=8, head_width=32)
-SIZES = {"hidden_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 512, "max_position_embeddings": 160}
+SIZES = {"hidden_size": 256, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 512, "max_position_embeddings": 160}
 INT8 = Precision(weights=8, tables=8)
 
 
@@ -174,14 +174,9 @@ def table(written: Path) -> CostTable:
     return measure_probes(written)
 
 
-@pytest.mark.parametrize(
-    ("layers", "heads", "ffn", "tokens", "positions"), [(3, 4, 512, 64, 160), (2, 3, 256, 6000, 64), (1, 2, 128, 900, 128)]
-)
-def test_predicted_bytes_are_those_of_an_export(
-    layers: int, heads: int, ffn: int, tokens: int, positions: int, model: models.Model, table: CostTable, tmp_path: Path
-) -> None:
-    sizes = {"num_hidden_layers": layers, "num_attention_heads": heads, "hidden_size": 64 * heads, "intermediate_size": ffn}
-    backbone = models.bare_backbone(model.base.config | sizes | {"vocab_size": tokens, "max_position_embeddings": positions})
+def test_predicted_bytes_are_those_of_an_export(model: models.Model, table: CostTable, tmp_path: Path) -> None:
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 3, "hidden_size": 192, "intermediate_size": 256}
+    backbone = models.bare_backbone(model.base.config | sizes | {"vocab_size": 6000, "max_position_embeddings": 64})
     network = probes.Network(backbone, model.answers.outputs, "mean", model.encoder.inputs).eval()
     with torch.no_grad():
         for item in network.parameters():

@@ -130,10 +130,12 @@ def describe_machine() -> dict[str, Any]:
 
 
 def time_interleaved(predictors: Sequence[Any], texts: Sequence[Any], batch: int = 1) -> tuple[list[float], list[float], int, float]:
-    """Median and 95th percentile of each predictor's milliseconds over rounds in which all take turns, so that a slow minute slows them all.
+    """Milliseconds of each predictor over rounds in which all take turns, so that a slow minute slows them all.
+
+    Of the rounds the lower quartile counts: what else runs on a machine only adds time.
 
     Returns:
-        Medians, 95th percentiles, the texts' tokens, and the share by which the middle half of the rounds lies apart.
+        Medians and 95th percentiles over the texts, the texts' tokens, and the share by which the middle half of the rounds lies apart.
     """
     rounds: list[list[benchmarking.Latency]] = []
     start = time.perf_counter()
@@ -141,4 +143,5 @@ def time_interleaved(predictors: Sequence[Any], texts: Sequence[Any], batch: int
         rounds.append([benchmarking.latency(each, texts, runs=RUNS, warmup=WARMUP, batch=batch) for each in predictors])
     p50, p95 = (np.array([[getattr(found, name) for found in each] for each in rounds]) for name in ("p50", "p95"))
     low, middle, high = np.percentile(p50, [25, 50, 75], axis=0)
-    return middle.round(4).tolist(), np.median(p95, axis=0).round(4).tolist(), rounds[0][0].length, float(np.median((high - low) / middle))
+    spread = float(np.median((high - low) / middle))
+    return low.round(4).tolist(), np.percentile(p95, 25, axis=0).round(4).tolist(), rounds[0][0].length, spread

@@ -130,24 +130,28 @@ def tidy(model: ir.Model) -> ir.Model:
 def _name_weights(graph: ir.Graph, network: torch.nn.Module) -> None:
     """The exporter turns the matrices of linear layers and numbers them: name them by their parameters."""
     matrices = {name: item.detach().cpu().float().numpy() for name, item in network.named_parameters() if item.ndim == 2}
-    missing = {_digest(array.T): name for name, array in matrices.items() if name not in graph.initializers}
+    turned = {_identity(array.T): name for name, array in matrices.items() if name not in graph.initializers}
     for value in tuple(graph.initializers.values()):
         tensor = value.const_value
-        if value.name not in matrices and tensor is not None and len(tensor.shape) == 2 and tensor.dtype == ir.DataType.FLOAT:
-            value.name = missing.pop(_digest(tensor.numpy()), value.name)
+        assert tensor is not None  # the exporter fills every initializer
+        name = turned.get(_identity(tensor.numpy())) if len(tensor.shape) == 2 and value.name not in matrices else None
+        if name is not None and name in graph.initializers:  # the copy that another layer got of a shared matrix
+            value.replace_all_uses_with(graph.initializers[name])
+        elif name is not None:
+            value.name = name
 
 
-def _digest(array: np.ndarray) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+def _identity(array: np.ndarray) -> tuple[object, ...]:
+    """What two tensors have in common only if they are equal."""
+    return array.dtype, array.shape, hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
 
 
 def _share_equal_weights(graph: ir.Graph) -> None:
     """Layers that share a weight get one copy each from the exporter: keep the first."""
     first: dict[tuple[object, ...], ir.Value] = {}
     for name, value in tuple(graph.initializers.items()):
-        tensor = value.const_value
-        assert tensor is not None  # the exporter fills every initializer
-        kept = first.setdefault((tensor.dtype, tuple(tensor.shape), hashlib.sha256(tensor.tobytes()).digest()), value)
+        assert value.const_value is not None
+        kept = first.setdefault(_identity(value.const_value.numpy()), value)
         if kept is not value:
             value.replace_all_uses_with(kept)
             del graph.initializers[name]

@@ -21,7 +21,7 @@ from lightune.costs import Shape, measure_probes
 from lightune.costs.measuring import open_probe, read_probes, time_interleaved
 from lightune.data import read
 from lightune.runtime import load
-from lightune.shrink import make_step
+from lightune.steps import make_step
 from lightune.tasks import find_task
 
 parser = argparse.ArgumentParser()

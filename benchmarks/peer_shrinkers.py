@@ -13,7 +13,7 @@ from lightune.exports import onnx
 from lightune.preparation import read_all
 from lightune.recipes import TrainOptions, read_recipe, resolve
 from lightune.runtime import load, manifest
-from lightune.shrink import make_step
+from lightune.steps import make_step
 from lightune.training import Training
 
 EPOCHS = 4  # of the student without a teacher

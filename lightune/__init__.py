@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from lightune.recipes import Recipe
     from lightune.reports import write_report as report
     from lightune.runs import Run, open_run
+    from lightune.shrinking import shrink
     from lightune.training import Training
 
 _HOMES = {
@@ -26,12 +27,13 @@ _HOMES = {
     **dict.fromkeys(("CheckFailed", "InputError", "IntegrityError", "LightuneError", "MissingExtra"), "errors"),
     **dict.fromkeys(("Scores", "evaluate"), "evaluation"), "export": "exporting",
     **dict.fromkeys(("fit", "resume"), "fitting"), **dict.fromkeys(("Model", "load"), "models"),
-    "Recipe": "recipes", **dict.fromkeys(("Run", "open_run"), "runs"), "Training": "training",
+    "Recipe": "recipes", **dict.fromkeys(("Run", "open_run"), "runs"), "shrink": "shrinking", "Training": "training",
 }  # fmt: skip
 
 __all__ = [
     "CheckFailed", "Example", "Examples", "InputError", "IntegrityError", "LightuneError", "MissingExtra", "Model", "Recipe", "Run", "Scores",
-    "Training", "benchmark", "evaluate", "export", "fit", "load", "open_run", "read", "report", "resume", "split",
+    "Training", "benchmark", "evaluate", "export", "fit", "load", "open_run", "read", "report", "resume", "shrink",
+    "split",
 ]  # fmt: skip
 
 

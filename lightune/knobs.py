@@ -16,7 +16,7 @@ from lightune.exports.onnx import trace
 from lightune.importance import Importance
 from lightune.models import Model
 from lightune.profiling import Setting, measure_export
-from lightune.shrink import make_step
+from lightune.steps import make_step
 from lightune.students import copy_model
 
 CURVE = 40  # points of a curve, beside its beginning

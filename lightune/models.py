@@ -30,7 +30,7 @@ from lightune.networks import Network, tensors
 from lightune.options import as_dict, build, format_spec
 from lightune.runtime.answers import Answers
 from lightune.runtime.tokenization import Encoder, batches, texts_and_pairs
-from lightune.shrink import STEPS, check_order, find_step, step_name
+from lightune.steps import STEPS, check_order, find_step, step_name
 from lightune.tasks import task_for
 
 FORMAT = 1
@@ -119,7 +119,7 @@ class Model:
     def shrink(self, step: Any, importance: Any = None) -> Model:
         """Make the model smaller by one step; every weight is trainable afterwards. Returns self.
 
-        step: see `lightune.shrink`; what it leaves open is chosen by `importance` (see `importance.measure`).
+        step: see `lightune.steps`; what it leaves open is chosen by `importance` (see `importance.measure`).
 
         Raises:
             InputError: the step cannot follow the changes before it, or does not fit the model.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from lightune.options import check, option
 
 BITS = (32, 8, 4)
+ROUNDINGS = ("nearest", "weighted", "gptq")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class Precision:
         (), "matrices and tables that stay floating point, by the end of their names, as in layer.0.output.dense"
     )
     eight: tuple[str, ...] = option((), "those that have 8 bits where the others have 4")
+    rounding: str = option(
+        "nearest", "how weights find their values: the nearest, weighted by what they read, or gptq (errors passed on)", choices=ROUNDINGS
+    )
 
     def __post_init__(self) -> None:
         for name in ("keep", "eight"):

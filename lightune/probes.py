@@ -32,7 +32,7 @@ from lightune.networks import Network
 from lightune.precision import Precision
 from lightune.runtime import manifest
 from lightune.runtime.tokenization import Encoder, texts_and_pairs
-from lightune.shrink.static import Static
+from lightune.steps.static import Static
 from lightune.wheels import cache_folder
 
 # Layers (0: as many as the base), share of the heads and the stream, share of the feed-forward neurons.

@@ -10,7 +10,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,17 @@ from lightune.costs.measuring import stretch_text
 from lightune.data import Example, read, split
 from lightune.errors import CheckFailed, InputError
 from lightune.evaluation import evaluate
+from lightune.exports import onnx, sensitivity
 from lightune.models import Model
+from lightune.options import format_spec
 from lightune.planning import Candidate
 from lightune.preparation import Interrupted, Told, Watch, read_all, stop_on_signals
 from lightune.recipes import Budget, Recipe, parse_seconds, read_recipe, resolve
 from lightune.reports import write_card, write_front_csv, write_report
 from lightune.runs import Run, full_disk_told, open_run
 from lightune.runtime import load as load_artifact
-from lightune.shrink import make_step
 from lightune.sources import locate_data
+from lightune.steps import make_step
 from lightune.vocabularies import Vocabulary
 
 SECONDS = 1200.0  # of a search, where none are given
@@ -41,6 +43,7 @@ DEV_SHARE, MOST_DEV = 0.1, 1000  # rows held out where the run has no developmen
 STATIC_SECONDS = 60.0
 STATIC_WIDTH = 128
 ALLOWED_LOSS = 0.003  # of the development score by quantization, before it is trained for
+AGREE = 0.99  # share of answers that mixed precision should leave as they are
 CHECKPOINT_SECONDS = 30.0
 EXPORT_SECONDS = 12.0  # what exporting, comparing and timing one candidate takes, about
 LATE = 1.5  # times the planned seconds after which a rung is cut short
@@ -322,7 +325,9 @@ class Search:
         """The artefact in the candidate's precision, or in a higher one where that costs accuracy and still holds the limits."""
         model_score = evaluate(student, self.ground.dev, part="dev", resamples=0)[student.task.primary]
         best: dict[str, Any] | None = None
-        for target in dict.fromkeys((candidate.target, candidate.target.replace("tables=4", "tables=8"), "onnx")):
+        for target in self._precisions(student, candidate):
+            if target == "onnx" and best is not None:
+                break  # floating point only where nothing else answers as the model does
             passing = folder.with_name(f"artifact-{len(target)}")
             try:
                 entry = exporting.export(student, target, passing, dev=self.ground.dev, test=self.ground.dev, name=folder.parent.name)
@@ -330,8 +335,7 @@ class Search:
                 self.watch(Told(str(error), "warning"))
                 continue
             score = entry["scores"][student.task.primary]["value"]
-            fits = entry["bytes"] / 1e6 <= self.limits.get("max_mb", float("inf"))
-            if best is None or (fits and score > best["scores"][student.task.primary]["value"]):
+            if best is None or (self._fits(entry) and score > best["scores"][student.task.primary]["value"]):
                 best = entry
                 shutil.rmtree(folder, ignore_errors=True)
                 passing.rename(folder)
@@ -341,6 +345,24 @@ class Search:
         if best is None:
             raise CheckFailed(f"No precision of candidate {folder.parent.name} answers as its model does. Give more time, or fewer steps.")
         return best
+
+    def _fits(self, entry: Mapping[str, Any]) -> bool:
+        """Whether an artefact, as measured here, holds the limits of bytes and milliseconds."""
+        seen = {"max_mb": entry["bytes"] / 1e6, "max_ms": 0.0 if self.budget.table else entry["milliseconds"][self.budget.percentile]}
+        return all(value <= self.limits.get(name, float("inf")) for name, value in seen.items())
+
+    def _precisions(self, student: Model, candidate: Candidate) -> Iterator[str]:
+        """Specs of export targets: the candidate's own, then with more bits where they matter most, then with more bits for all tables."""
+        yield candidate.target
+        own = exports.find_export(candidate.target).precision
+        if own.quantizes:
+            graph = onnx.trace(exporting.fold(student).network, student.encoder.inputs)
+            mixed = sensitivity.back_off(graph, student.answers, student.encoder, self.ground.dev, own, agree=AGREE)
+            if mixed != own:
+                yield format_spec("onnx", mixed)
+            if own.tables == 4:
+                yield format_spec("onnx", dataclasses.replace(own, tables=8))
+        yield "onnx"
 
     def _milliseconds(self, entry: dict[str, Any], folder: Path, candidate: Candidate) -> float:
         """What max_ms limits: as measured here, or, for another machine, as its table says."""

@@ -18,7 +18,7 @@ from lightune.errors import LightuneError
 from lightune.models import Model, load_language_model
 from lightune.recipes import DistillOptions, TrainOptions
 from lightune.runtime.tokenization import Encoded
-from lightune.shrink import make_step
+from lightune.steps import make_step
 from lightune.training import Evaluation, Objective, Rows, Step, Training
 
 RATE = 4e-4  # of students: they move further than a fine-tuned base

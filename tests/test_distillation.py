@@ -16,7 +16,7 @@ from lightune.errors import InputError
 from lightune.networks import tensors
 from lightune.recipes import DistillOptions, TrainOptions
 from lightune.runtime.tokenization import batches
-from lightune.shrink import make_step
+from lightune.steps import make_step
 from lightune.training import Training
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ FLOORS = (
     {"recipes", "precision"},
     {"runtime", "grids", "vocabularies", "data", "metrics", "architectures", "sources", "catalogue", "wheels", "headers"},
     {"tasks", "methods", "kernels", "dimensions", "renumbering"},
-    {"networks", "optimizers", "shrink"},
+    {"networks", "optimizers", "steps"},
     {"models"},
     {"training", "evaluation", "benchmarking", "importance", "augmentation", "distillation"},
     {"runs", "exports"},

@@ -16,8 +16,8 @@ from lightune.errors import InputError
 from lightune.importance import Importance, damage, measure, shares
 from lightune.models import Model
 from lightune.networks import tensors
-from lightune.shrink import make_step
 from lightune.sources import Source
+from lightune.steps import make_step
 
 ROWS = tiny_models.make_rows(10)
 FAMILIES = (*tiny_models.FAMILIES, *tiny_models.TWO_STACKS)

@@ -23,6 +23,7 @@ from lightune.errors import InputError
 from lightune.exports.attention import choose_attention
 from lightune.exports.fusion import simplify
 from lightune.exports.quantization import quantize
+from lightune.exports.rounding import round_weights
 from lightune.exports.smoothing import find_smoothing
 from lightune.exports.staging import staged
 from lightune.precision import FP32, Precision
@@ -63,7 +64,10 @@ def write(
         model = network if isinstance(network, ir.Model) else trace(network, encoder.inputs)
         if precision.quantizes:
             smooths = len(sample) and precision.weights < 32 and precision.activations == 8
-            model = quantize(model, precision, find_smoothing(model, encoder, sample, precision) if smooths else None)
+            smoothing = find_smoothing(model, encoder, sample, precision) if smooths else {}
+            if precision.weights < 32 and precision.rounding != "nearest":
+                model = round_weights(model, encoder, sample, precision, spared=smoothing)
+            model = quantize(model, precision, smoothing)
         save(model, draft / "model.onnx")
         encoder.save(draft / "tokenizer.json")
         facts = {"format": predictor.FORMAT, "answers": answers.to_dict(), "tokenizer": encoder.to_dict()}

@@ -18,8 +18,8 @@ from lightune.architectures import word_embedding
 from lightune.errors import InputError
 from lightune.networks import Network
 from lightune.options import check, option
-from lightune.shrink import kept_count
-from lightune.shrink.vocab import token_counts
+from lightune.steps import kept_count
+from lightune.steps.vocab import token_counts
 
 # What widens the embeddings behind a norm that is as thin as the table.
 PROJECTIONS = {"albert": "encoder.embedding_hidden_mapping_in", "electra": "embeddings_project"}

@@ -38,7 +38,7 @@ def find_step(name: str) -> Any:
     """The class of a step by its name."""
     if name not in STEPS:
         raise unknown("shrink step", name, STEPS)
-    return getattr(importlib.import_module(f"lightune.shrink.{name}"), STEPS[name])
+    return getattr(importlib.import_module(f"lightune.steps.{name}"), STEPS[name])
 
 
 def make_step(spec: str) -> Any:

@@ -14,7 +14,7 @@ from lightune.architectures import stacks
 from lightune.errors import InputError
 from lightune.networks import Network
 from lightune.options import check, option
-from lightune.shrink import kept_count, scores_for, strongest
+from lightune.steps import kept_count, scores_for, strongest
 
 PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # lists in configurations with one entry per layer
 TABLE = "relative_attention_bias"

@@ -33,9 +33,9 @@ from lightune.options import as_dict, build
 from lightune.recipes import TrainOptions
 from lightune.runtime import load as load_artifact
 from lightune.runtime.tokenization import Encoder
-from lightune.shrink import make_step
-from lightune.shrink.vocab import Vocab
 from lightune.sources import Source, resolve_model
+from lightune.steps import make_step
+from lightune.steps.vocab import Vocab
 from lightune.training import Training
 from lightune.vocabularies import Vocabulary
 

@@ -23,7 +23,7 @@ from lightune.errors import InputError
 from lightune.networks import Network
 from lightune.options import check, option
 from lightune.runtime.tokenization import Encoder
-from lightune.shrink import kept_count
+from lightune.steps import kept_count
 
 INPUTS = ("input_ids", "attention_mask")
 COMPARING = ("pair", "regress")  # tasks whose examples may be two texts

@@ -20,7 +20,7 @@ from lightune.networks import Network
 from lightune.options import check, option
 from lightune.renumbering import cut_tokenizer
 from lightune.runtime.tokenization import Encoder
-from lightune.shrink import kept_count
+from lightune.steps import kept_count
 from lightune.vocabularies import Vocabulary, choose
 
 

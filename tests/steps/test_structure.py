@@ -25,8 +25,8 @@ from lightune.models import Model
 from lightune.options import as_dict, build
 from lightune.recipes import TrainOptions
 from lightune.runtime import load as load_artifact
-from lightune.shrink import find_step, make_step, step_name
 from lightune.sources import Source
+from lightune.steps import find_step, make_step, step_name
 from lightune.training import Training
 
 ROWS = tiny_models.make_rows(12)

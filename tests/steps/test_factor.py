@@ -27,9 +27,9 @@ from lightune.options import as_dict, build
 from lightune.precision import Precision
 from lightune.recipes import TrainOptions
 from lightune.runtime import load as load_artifact
-from lightune.shrink import make_step
-from lightune.shrink.factor import PROJECTIONS, Factor, Factored, principal_axes, second_moment
 from lightune.sources import Source, resolve_model
+from lightune.steps import make_step
+from lightune.steps.factor import PROJECTIONS, Factor, Factored, principal_axes, second_moment
 from lightune.training import Training
 
 ROWS = tiny_models.make_rows(12)

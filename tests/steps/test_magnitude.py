@@ -13,7 +13,7 @@ import torch
 
 from lightune import architectures, models
 from lightune.errors import InputError
-from lightune.shrink import make_step
+from lightune.steps import make_step
 
 if TYPE_CHECKING:
     from lightune.sources import Source

@@ -10,7 +10,7 @@ from typing import Any
 from lightune.dimensions import Dimensions, cut_each, describe
 from lightune.networks import Network
 from lightune.options import check, option
-from lightune.shrink import kept_count, scores_for, strongest
+from lightune.steps import kept_count, scores_for, strongest
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,9 @@ from lightune.methods import make_method
 from lightune.models import Model
 from lightune.recipes import TrainOptions
 from lightune.runtime import load as load_artifact
-from lightune.shrink import make_step
-from lightune.shrink.static import Static, StaticEncoder, find_separator, principal_components
 from lightune.sources import Source
+from lightune.steps import make_step
+from lightune.steps.static import Static, StaticEncoder, find_separator, principal_components
 from lightune.training import Training
 
 ROWS = tiny_models.make_rows(40)
@@ -186,7 +186,7 @@ def test_orders_that_make_no_sense_are_refused(tiny_source: Callable[[str], Sour
 
 
 def test_a_trimmed_vocabulary_gives_a_trimmed_table(tiny_source: Callable[[str], Source], tmp_path: Path) -> None:
-    pytest.importorskip("lightune.shrink.vocab")
+    pytest.importorskip("lightune.steps.vocab")
     from lightune import importance
 
     model = tiny_models.start(tiny_source("bert"), ROWS)

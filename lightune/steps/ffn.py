@@ -9,7 +9,7 @@ from typing import Any
 from lightune.dimensions import cut_each, describe
 from lightune.networks import Network
 from lightune.options import check, option
-from lightune.shrink import kept_count, scores_for, strongest
+from lightune.steps import kept_count, scores_for, strongest
 
 
 @dataclass(frozen=True)

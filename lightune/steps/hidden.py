@@ -13,8 +13,8 @@ from typing import Any
 from lightune.dimensions import Dimensions, Use, cut, cut_each, describe
 from lightune.networks import Network
 from lightune.options import check, option
-from lightune.shrink import kept_count, scores_for, strongest
-from lightune.shrink.heads import narrow_heads, strongest_heads
+from lightune.steps import kept_count, scores_for, strongest
+from lightune.steps.heads import narrow_heads, strongest_heads
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,7 @@ class DistillOptions:
     hidden_weight: float = option(1.0, "weight of the distance from the teacher's token vectors", low=0.0)
     compare: str = option("last", "which blocks' vectors are compared: the last alone, or all evenly mapped", choices=("last", "all"))
     relations_weight: float = option(0.0, "weight of the relations among queries, keys and values of the last block (MiniLM)", low=0.0)
-    augment: int = option(2, "how many versions of every row with replaced words are added", low=0)
+    augment: int = option(6, "at most so many versions of every row with replaced words are added", low=0)
     unlabelled: str | None = option(None, "a file of texts without labels from the same field: the teacher says what they mean")
     teacher: tuple[str, ...] = option((), "runs whose models teach; the run's own model by default, several are averaged")
 

@@ -30,7 +30,7 @@ from lightune.recipes import Budget, Recipe, parse_seconds, read_recipe, resolve
 from lightune.reports import write_card, write_front_csv, write_report
 from lightune.runs import Run, full_disk_told, open_run
 from lightune.runtime import load as load_artifact
-from lightune.shrink import make_step
+from lightune.shrink import check_lasting, make_step
 from lightune.sources import locate_data
 from lightune.vocabularies import Vocabulary
 
@@ -162,6 +162,7 @@ def survey(run: Run, recipe: Recipe, watch: Watch, data: Any = None) -> Ground:
         watch(Told("The run has no development data: a tenth of its training rows chooses. It has learned them, so they flatter it."))
     dev = dev[:MOST_DEV]
     model = students.copy_model(exporting.fold(models.load(run.model)))
+    check_lasting(model.changes)
     more = read(locate_data(recipe.distill.unlabelled), labelled=False) if recipe.distill.unlabelled else []
     teachers = tuple(exporting.fold(models.load(open_run(name).model)) for name in recipe.distill.teacher)
     for teacher in teachers:

@@ -5,14 +5,28 @@ It looks at structure, not at names of families, and says so loudly where the st
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from itertools import takewhile
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from lightune.errors import InputError
+
+STACKED = ("gpt2", "modernbert")  # their fused matrices hold query, key and value (or both halves of a gate) one after another
+KEYS, VALUES = ("k", "key"), ("v", "value")  # how the names of these matrices begin
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """The entries `start` to `stop` of what a weight matrix gives."""
+
+    layer: nn.Module
+    start: int
+    stop: int
 
 
 def blocks(backbone: nn.Module) -> list[nn.Module]:
@@ -65,6 +79,57 @@ def feed_forward(block: nn.Module) -> list[nn.Module]:
     return [layer for name, layer in linears(block) if not _attention_of(name)]
 
 
+def feed_forward_ends(block: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The first weight matrix of a block's feed-forward part, which reads its input, and the last, which writes to the stream.
+
+    Raises:
+        InputError: the part is not built of two matrices, or of three with a gate.
+    """
+    layers = feed_forward(block)
+    if len(layers) not in (2, 3):
+        raise InputError(
+            f"{type(block).__name__} has {len(layers)} matrices outside its attention, expected 2, or 3 with a gate. Use lora for this base."
+        )
+    return layers[0], layers[-1]
+
+
+def keys_and_values(backbone: nn.Module, block: nn.Module) -> list[tuple[Span, Span]]:
+    """Where every attention of a block makes its keys and its values.
+
+    Raises:
+        InputError: a fused matrix whose order is not known, or names that say nothing.
+    """
+    config: Any = backbone.config
+    names = {layer: name.rpartition(".")[2].lower() for name, layer in linears(block)}
+    found = []
+    for where, (*readers, writer) in attentions(block).items():
+        chosen = [[layer for layer in readers if names[layer].split("_")[0] in part] for part in (KEYS, VALUES)]
+        width = features(writer)[0]
+        if all(len(layers) == 1 for layers in chosen):
+            key, value = (Span(layers[0], 0, features(layers[0])[1]) for layers in chosen)
+            found.append((key, value))
+        elif len(readers) == 1 and features(readers[0])[1] == 3 * width and config.model_type in STACKED:
+            found.append((Span(readers[0], width, 2 * width), Span(readers[0], 2 * width, 3 * width)))
+        else:
+            told = ", ".join(names[layer] for layer in readers)
+            raise InputError(f"Cannot tell keys from values in {where} of {type(backbone).__name__} ({told}). Use lora or pfeiffer.")
+    return found
+
+
+def features(layer: nn.Module) -> tuple[int, int]:
+    """How many entries a weight matrix takes and gives."""
+    rows, columns = layer.weight.shape  # type: ignore[misc, operator, union-attr]
+    return (rows, columns) if isinstance(layer, Conv1D) else (columns, rows)
+
+
+def exchange(root: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
+    """Put `new[part]` in the place of every such part below `root`, in every place where it is used."""
+    for parent in list(root.modules()):
+        for name, child in list(parent._modules.items()):
+            if child is not None and child in new:
+                setattr(parent, name, new[child])
+
+
 def _attention_of(name: str) -> str | None:
     """The first part of a dotted name that speaks of attention, with all before it."""
     parts = name.split(".")
@@ -96,6 +161,18 @@ def linears(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, part in module.named_modules():
         if isinstance(part, (nn.Linear, Conv1D)):
             yield name, part
+
+
+def norms(module: nn.Module) -> list[nn.Module]:
+    """The normalisation layers below `module`, by the names of their classes: LayerNorm, RMSNorm and families' own.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = [part for part in module.modules() if "norm" in type(part).__name__.lower() and not list(part.children())]
+    if not found:
+        raise InputError(f"{type(module).__name__} has no normalisation layers. Use lora.")
+    return found
 
 
 def is_decoder(backbone: nn.Module) -> bool:

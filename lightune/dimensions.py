@@ -19,7 +19,6 @@ from transformers.pytorch_utils import Conv1D
 from lightune import architectures
 from lightune.errors import InputError
 
-STACKED = ("gpt2", "modernbert")  # their fused matrices hold query, key and value (or both halves of a gate) one after another
 HEAD_NORMS = ("q_norm", "k_norm")  # act inside every head
 BIAS = "relative_attention_bias"  # a table with one column per head
 POSITIONS = ("position_embeddings", "embed_positions", "wpe")
@@ -226,9 +225,9 @@ class _Reader:
 
     def _heads(self, attention: nn.Module, layers: list[nn.Module], tables: list[nn.Module]) -> Dimension:
         *readers, writer = layers
-        width = _features(writer)[0]
+        width = architectures.features(writer)[0]
         self.head_width = head = _head_width(attention) or self._fail("an attention without a known head width", attention)
-        heads, keys = width // head, min(_features(reader)[1] for reader in readers) // head
+        heads, keys = width // head, min(architectures.features(reader)[1] for reader in readers) // head
         if heads * head != width or not keys or heads % min(keys, heads):
             self._fail(f"{width} entries for heads of {head}", attention)
         queries = heads // keys if 1 < keys < heads else 1  # a single key/value head stays for all queries
@@ -236,7 +235,7 @@ class _Reader:
         units = heads // queries
         uses = list(_takes(writer, unit=queries * head))
         for reader in readers:
-            entries = _features(reader)[1]
+            entries = architectures.features(reader)[1]
             if entries == width:
                 uses += _gives(reader, unit=queries * head)
             elif entries == keys * head and keys < heads:
@@ -256,7 +255,7 @@ class _Reader:
         if len(layers) not in (2, 3):
             self._fail(f"{len(layers)} matrices outside attention in a block, expected 2, or 3 with a gate", block)
         *readers, writer = layers
-        width = _features(writer)[0]
+        width = architectures.features(writer)[0]
         uses = [use for reader in readers for use in _gives(reader, repeats=self._repeats(reader, width))]
         values = dict.fromkeys(NEURONS, width)
         facts = [*_facts(block.modules(), values, width), *self._configured(values, width)]
@@ -264,9 +263,9 @@ class _Reader:
 
     def _repeats(self, reader: nn.Module, width: int) -> int:
         """How often a matrix holds a dimension; more than once only in families whose order is known."""
-        repeats, rest = divmod(_features(reader)[1], width)
-        if rest or repeats < 1 or (repeats > 1 and self.kind not in STACKED):
-            self._fail(f"a matrix that gives {_features(reader)[1]} entries where {width} are used", reader)
+        repeats, rest = divmod(architectures.features(reader)[1], width)
+        if rest or repeats < 1 or (repeats > 1 and self.kind not in architectures.STACKED):
+            self._fail(f"a matrix that gives {architectures.features(reader)[1]} entries where {width} are used", reader)
         return repeats
 
     def _stream(self, neurons: int) -> Dimension:
@@ -293,7 +292,10 @@ class _Reader:
     def _stream_of_block(self, block: nn.Module) -> Iterator[Use]:
         for group in (*architectures.attentions(block).values(), architectures.feed_forward(block)):
             *readers, writer = group
-            if any(_features(reader)[0] != self.hidden for reader in readers) or _features(writer)[1] != self.hidden:
+            if (
+                any(architectures.features(reader)[0] != self.hidden for reader in readers)
+                or architectures.features(writer)[1] != self.hidden
+            ):
                 self._fail(f"matrices that do not read and write {self.hidden} entries", block)
             yield from (use for reader in readers for use in _takes(reader))
             yield from _gives(writer)
@@ -373,12 +375,6 @@ class _Reader:
             f"Cannot tell which axes of {type(self.backbone).__name__} belong together: {name} has {what}. "
             "Name the layers that stay (depth:layers=0+2+4), or choose a base of another family."
         )
-
-
-def _features(layer: nn.Module) -> tuple[int, int]:
-    """How many entries a weight matrix takes and gives."""
-    rows, columns = _own(layer)["weight"].shape
-    return (rows, columns) if isinstance(layer, Conv1D) else (columns, rows)
 
 
 def _gives(layer: nn.Module, repeats: int = 1, unit: int = 1) -> Iterator[Use]:

@@ -71,7 +71,10 @@ def export(
 
 
 def fold(model: Model) -> Model:
-    """A copy of the model with its changes folded into the weights, or the model itself where there is nothing to fold."""
+    """A copy of the model with its changes folded into the weights, or the model itself where there is nothing to fold.
+
+    Parts that no weight can take in, such as adapters, stay as they are.
+    """
     live = [change for change in model.changes if not isinstance(change, Merged) and hasattr(change, "merge")]
     if not live:
         return model

@@ -23,6 +23,7 @@ from lightune.preparation import Interrupted, Prepared, Told, Watch, prepare, re
 from lightune.recipes import Recipe, format_recipe, read_recipe, resolve
 from lightune.reports import write_card, write_report
 from lightune.runs import Run, describe_environment, free_name, full_disk_told, new_run, open_run
+from lightune.shrink import check_lasting
 from lightune.training import Evaluation, Training
 
 
@@ -55,7 +56,9 @@ def fit(
     flags = {**options, **({"train": str(named)} if named is not None else {})}
     recipe = resolve(dataclasses.asdict(recipe) if recipe else {}, flags)
     find_targets(recipe)
-    make_method(recipe.method)
+    method = make_method(recipe.method)
+    if recipe.budget.limits:
+        check_lasting([method])
     find_optimizer(parse_spec(recipe.train.optimizer)[0])
     source = data if data is not None else recipe.data.train
     if isinstance(source, str) and not source:

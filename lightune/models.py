@@ -109,7 +109,12 @@ class Model:
         return {name: item for name, item in self.network.named_parameters() if item.requires_grad}
 
     def apply(self, method: Any) -> Model:
-        """Freeze what is there, apply one more method, and leave the head trainable. Returns self."""
+        """Freeze what is there, apply one more method, and leave the head trainable. Returns self.
+
+        Raises:
+            InputError: the method does not fit the base, or needs so many positions that the encoder's texts no longer fit.
+        """
+        check_room(method, self.network.backbone, self.encoder.max_length)
         self.network.backbone.requires_grad_(False)
         self.network.backbone = method.apply(self.network.backbone)
         self.network.head.requires_grad_(True)
@@ -136,16 +141,23 @@ class Model:
     def merge(self) -> Model:
         """Fold every change into the weights where that is exact. Returns self; answers stay equal up to rounding.
 
+        What a method leaves in the backbone, such as a prompt, stays in the list of changes.
+
         Raises:
-            InputError: a change that cannot be folded.
+            InputError: nothing can be folded, because all parts that were added stay.
         """
         live = [change for change in self.changes if type(change).__name__ in METHODS.values()]
+        left = [change.leaves for change in live if getattr(change, "leaves", None) is not None]
+        if live and left == live:
+            names = ", ".join(method_name(change) for change in live)
+            raise InputError(f"What {names} added cannot be folded into the weights. Save or export the model as it is.")
         for change in reversed(live):
             if hasattr(change, "merge"):
                 self.network.backbone = change.merge(self.network.backbone)
         was = [name for change in self.changes if isinstance(change, Merged) for name in change.was]
         steps = [change for change in self.changes if type(change).__name__ in STEPS.values()]
-        self.changes = (Merged((*was, *(format_spec(method_name(change), change) for change in live))), *steps)
+        folded = [format_spec(method_name(change), change) for change in live if getattr(change, "leaves", None) is not change]
+        self.changes = (Merged((*was, *folded)), *steps, *left)
         self.network.requires_grad_(True)
         return self
 
@@ -238,6 +250,20 @@ def load(folder: str | Path) -> Model:
     _fill(model, stored, weights)
     network.eval()
     return model
+
+
+def check_room(method: Any, backbone: torch.nn.Module, max_length: int) -> None:
+    """Refuse texts of up to `max_length` tokens where a method's own tokens leave less room.
+
+    Raises:
+        InputError: with the length that fits.
+    """
+    limit, taken = architectures.longest_input(backbone.config), getattr(method, "taken", 0)
+    if limit and taken and max_length + taken > limit:
+        raise InputError(
+            f"max-length is {max_length} and {method_name(method)} puts {taken} tokens before every text, but the base takes {limit} in all. "
+            f"Give max-length {limit - taken} or less, or fewer tokens."
+        )
 
 
 def _replay(model: Model, step: Any) -> None:

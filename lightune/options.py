@@ -123,8 +123,6 @@ def format_spec(name: str, options: Any) -> str:
 
 
 def _value(text: str) -> Any:
-    if "+" in text and not text.lstrip("+-").replace("+", "").replace(".", "").replace("e", "").isdigit():
-        return text.split("+")
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     for kind in (int, float):
@@ -132,4 +130,4 @@ def _value(text: str) -> Any:
             return kind(text)
         except ValueError:
             continue
-    return text
+    return [_value(part) for part in text.split("+")] if "+" in text else text

@@ -145,7 +145,11 @@ class Recipe:
     budget: Budget = field(default_factory=Budget)
     distill: DistillOptions = field(default_factory=DistillOptions)
     model: str = option("minilm", "base model: a catalogue name, a folder, a hub id (owner/name[@revision]) or a GGUF file")
-    method: str = option("full", "how to adapt: full, head, freeze, bitfit, lora, with options as in lora:rank=16,alpha=32")
+    method: str = option(
+        "full",
+        "how to adapt: full, head, freeze, bitfit, norms, lora, ia3, houlsby, pfeiffer, parallel, reft, prompt, ptuning, prefix, "
+        "with options as in lora:rank=16,alpha=32",
+    )
     to: tuple[str, ...] = option(
         ("onnx-int8",), "what to export: onnx, onnx-int8, onnx-int4, or with options as in onnx:weights=8,tables=4; none exports nothing"
     )

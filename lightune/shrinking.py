@@ -33,7 +33,7 @@ from lightune.reports import write_card, write_front_csv, write_report
 from lightune.runs import Run, full_disk_told, open_run
 from lightune.runtime import load as load_artifact
 from lightune.sources import locate_data
-from lightune.steps import make_step
+from lightune.steps import check_lasting, make_step
 from lightune.vocabularies import Vocabulary
 
 SECONDS = 1200.0  # of a search, where none are given
@@ -165,6 +165,7 @@ def survey(run: Run, recipe: Recipe, watch: Watch, data: Any = None) -> Ground:
         watch(Told("The run has no development data: a tenth of its training rows chooses. It has learned them, so they flatter it."))
     dev = dev[:MOST_DEV]
     model = students.copy_model(exporting.fold(models.load(run.model)))
+    check_lasting(model.changes)
     more = read(locate_data(recipe.distill.unlabelled), labelled=False) if recipe.distill.unlabelled else []
     teachers = tuple(exporting.fold(models.load(open_run(name).model)) for name in recipe.distill.teacher)
     for teacher in teachers:

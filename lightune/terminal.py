@@ -57,7 +57,8 @@ class Watcher:
         self.total, self.examples = fact.steps, 0
         minutes = duration(fact.seconds)
         self._say(
-            f"Training {fact.epochs:g} epochs, {fact.steps} steps in {fact.precision}: about {minutes} and {fact.bytes / 1e9:.1f} GB of memory.",
+            f"Training {fact.trainable_parameters:,} of {fact.total_parameters:,} parameters for {fact.epochs:g} epochs, "
+            f"{fact.steps} steps in {fact.precision}: about {minutes} and {fact.bytes / 1e9:.1f} GB of memory.",
             "note",
         )
 

@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lightune import kernels
+from lightune import architectures, kernels
 from lightune.data import Example
 from lightune.data.batches import cut_step, plan_epoch
 from lightune.errors import InputError, IntegrityError, unknown
@@ -97,13 +97,15 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a run will cost, measured on two steps of its own data before it starts."""
+    """What a run will cost, measured on two steps of its own data before it starts, and how many parameters it trains."""
 
     steps: int
     epochs: float
     seconds: float
     bytes: int
     precision: str
+    trainable_parameters: int
+    total_parameters: int
 
 
 class Training:
@@ -229,7 +231,8 @@ class Training:
         weights = sum(item.numel() * 4 for item in self.network.parameters())
         memory = weights + moments * 2 + self._activation_bytes()
         share = len(self.dev) / max(len(self.lengths), 1) / 3  # a forward pass costs a third of a step
-        return Forecast(self.total, self.epochs, min(times) * self.total * (1 + share), memory, self.precision)
+        sizes = [architectures.share_of(self.network, trainable_only=only) for only in (True, False)]
+        return Forecast(self.total, self.epochs, min(times) * self.total * (1 + share), memory, self.precision, *sizes)
 
     def alarms(self) -> list[str]:
         """Sentences about a run that did not learn, or learned nothing beyond the commonest answer."""

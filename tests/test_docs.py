@@ -177,13 +177,11 @@ def test_the_worked_method_runs(tiny_source: Callable, tmp_path: Path, monkeypat
     from lightune.methods import METHODS
     from lightune.training import Training
 
-    page_module("add-a-method.md", "lightune/methods/norms.py", tmp_path)
-    monkeypatch.setitem(METHODS, "norms", "Norms")
+    page_module("add-a-method.md", "lightune/methods/gains.py", tmp_path)
+    monkeypatch.setitem(METHODS, "gains", "Gains")
     rows = tiny_models.make_rows(48)
-    model = tiny_models.start(tiny_source("bert"), rows, method="norms:last=1")
-    assert {name for name in model.trainable() if not name.startswith("head.")} == {
-        f"backbone.encoder.layer.1.{part}.LayerNorm.{kind}" for part in ("attention.output", "output") for kind in ("weight", "bias")
-    }
+    model = tiny_models.start(tiny_source("bert"), rows, method="gains:last=1")
+    assert {name for name in model.trainable() if not name.startswith("head.")} == {"backbone.encoder.layer.1.gain"}
     before = model.logits(rows)
     for _ in Training(model, rows, rows[:16], TrainOptions(epochs=2, device="cpu", precision="fp32")).steps():
         pass

@@ -5,7 +5,10 @@ The contract of a method class (a frozen dataclass of options):
     rate                        its own default learning rate
     apply(backbone) -> backbone the backbone arrives frozen: add parts or unfreeze; the same options always give the same structure
     merge(backbone) -> backbone only where the change can be folded into the weights exactly
-    lowest(backbone) -> int     optional: nothing below this block is trained
+    leaves -> method            only where it adds what cannot be folded: the method whose parts stay after merging, mostly itself
+    taken -> int                only where it puts tokens of its own before every text: how many positions of the longest input these need
+    plan(model, examples)       only where it must see the tokenizer or the data: gives the same class with everything explicit, which is
+                                what is applied and saved
 
 The task's head is always trained, whatever the method.
 """
@@ -18,7 +21,11 @@ from typing import Any
 from lightune.errors import unknown
 from lightune.options import build, parse_spec
 
-METHODS: dict[str, str] = {"full": "Full", "head": "Head", "freeze": "Freeze", "bitfit": "BitFit", "lora": "LoRA"}
+METHODS: dict[str, str] = {
+    "full": "Full", "head": "Head", "freeze": "Freeze", "bitfit": "BitFit", "norms": "Norms", "lora": "LoRA", "ia3": "IA3",
+    "houlsby": "Houlsby", "pfeiffer": "Pfeiffer", "parallel": "Parallel", "reft": "ReFT", "prompt": "Prompt", "ptuning": "PTuning",
+    "prefix": "Prefix",
+}  # fmt: skip
 
 
 def find_method(name: str) -> Any:

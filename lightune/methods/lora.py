@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from lightune import architectures
 from lightune.errors import InputError, nearest
 from lightune.kernels import Dropout
+from lightune.methods.layers import Around, surround
 from lightune.options import check, option
 
 
-class LowRank(nn.Module):
+class LowRank(Around):
     """base(x) + scale · up(down(drop(x))), x [..., n], down [r, n], up [m, r]; up starts at zero, so the model starts unchanged."""
 
     own_dropout = True  # the dropout inside the base is set apart from the method's
 
     def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float) -> None:
-        super().__init__()
-        weight: Any = base.weight
-        rows, columns = weight.shape if isinstance(base, nn.Linear) else weight.shape[::-1]
-        self.base = base
+        super().__init__(base)
+        columns, rows = architectures.features(base)
         self.scale = scale
         self.drop = Dropout(dropout)
         self.down = nn.Parameter(torch.empty(rank, columns))
@@ -72,34 +69,25 @@ class LoRA:
         if any(isinstance(part, LowRank) for part in backbone.modules()):
             raise InputError("The model has LoRA layers already. Merge it before lora is applied once more.")
         scale = self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
-        found = {id(layer): (name, layer) for block in architectures.blocks(backbone) for name, layer in architectures.linears(block)}
-        missing = [target for target in self.targets if not any(matches(name, target) for name, _ in found.values())]
+        found = {layer: name for block in architectures.blocks(backbone) for name, layer in architectures.linears(block)}
+        missing = [target for target in self.targets if not any(matches(name, target) for name in found.values())]
         if missing:
-            known = sorted({name.rsplit(".", 1)[-1] for name, _ in found.values()})
+            known = sorted({name.rsplit(".", 1)[-1] for name in found.values()})
             hint = nearest(missing[0], known)
             raise InputError(
                 f"lora:targets {', '.join(missing)} match no layer of {type(backbone).__name__}. Known: {', '.join(known)}.{hint}"
             )
-        chosen = {key for key, (name, _) in found.items() if not self.targets or any(matches(name, target) for target in self.targets)}
-        exchange(backbone, lambda layer: LowRank(layer, self.rank, scale, self.dropout) if id(layer) in chosen else layer)
+        chosen = [layer for layer, name in found.items() if not self.targets or any(matches(name, target) for target in self.targets)]
+        new = {layer: LowRank(layer, self.rank, scale, self.dropout) for layer in chosen}
+        surround(backbone, new)
         return backbone
 
     def merge(self, backbone: nn.Module) -> nn.Module:
         """Fold every product into its weight, exactly up to rounding."""
-        exchange(backbone, lambda layer: layer.fold() if isinstance(layer, LowRank) else layer)
+        architectures.exchange(backbone, {part: part.fold() for part in backbone.modules() if isinstance(part, LowRank)})
         return backbone
 
 
 def matches(name: str, target: str) -> bool:
     """Whether the last parts of a dotted layer name are `target`."""
     return name == target or name.endswith(f".{target}")
-
-
-def exchange(module: nn.Module, replace: Callable[[nn.Module], nn.Module]) -> None:
-    """Put `replace(layer)` in the place of every LowRank, Linear and Conv1D below `module`; a layer used twice is replaced once."""
-    for parent in list(module.modules()):
-        if isinstance(parent, LowRank):
-            continue
-        for name, child in list(parent.named_children()):
-            if isinstance(child, (LowRank, nn.Linear, Conv1D)):
-                setattr(parent, name, replace(child))

@@ -36,7 +36,11 @@ TASKS = {
     "multilabel": "multi-label classification",
     "regress": "regression",
 }
-METHODS = {"full": "full fine-tuning", "head": "a new head alone", "freeze": "its lower blocks frozen", "bitfit": "BitFit", "lora": "LoRA"}
+METHODS = {
+    "full": "full fine-tuning", "head": "a new head alone", "freeze": "its lower blocks frozen", "bitfit": "BitFit", "lora": "LoRA",
+    "norms": "its norms trained", "ia3": "IA³", "houlsby": "Houlsby adapters", "pfeiffer": "Pfeiffer adapters",
+    "parallel": "parallel adapters", "reft": "LoReFT", "prompt": "prompt tuning", "ptuning": "P-tuning", "prefix": "prefix tuning",
+}  # fmt: skip
 CURVE_POINTS = 300
 LONG_OPTION = 40  # characters
 

@@ -68,6 +68,7 @@ def check_order(changes: Sequence[Any], step: Any) -> None:
         InputError: with the reason.
     """
     name = step_name(step)
+    check_lasting(changes)
     for change in changes:
         before = type(change).__name__
         if hasattr(change, "merge"):
@@ -77,6 +78,20 @@ def check_order(changes: Sequence[Any], step: Any) -> None:
         earlier = next((known for known, title in STEPS.items() if title == before), None)
         if earlier in FINAL and name not in AFTER_FINAL[earlier]:
             raise InputError(f"{name} cannot follow {earlier}, because {FINAL[earlier]}. Put {earlier} last.")
+
+
+def check_lasting(changes: Sequence[Any]) -> None:
+    """Refuse to make a model smaller that carries parts which cannot be folded into its weights.
+
+    Raises:
+        InputError: naming the method.
+    """
+    for change in changes:
+        if getattr(change, "leaves", None) is not None:
+            raise InputError(
+                f"A model that was adapted with {type(change).__name__} cannot be made smaller: what the method added stays beside the weights "
+                "that would be cut. Adapt the base with full, freeze, bitfit, norms, ia3 or lora."
+            )
 
 
 def strongest(scores: Sequence[float], count: int) -> tuple[int, ...]:

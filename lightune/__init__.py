@@ -9,6 +9,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from lightune.benchmarking import measure as benchmark
+    from lightune.comparing import compare
     from lightune.data import Example, Examples, read, split
     from lightune.errors import CheckFailed, InputError, IntegrityError, LightuneError, MissingExtra
     from lightune.evaluation import Scores, evaluate
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from lightune.training import Training
 
 _HOMES = {
-    "benchmark": "benchmarking:measure", "report": "reports:write_report",
+    "benchmark": "benchmarking:measure", "compare": "comparing", "report": "reports:write_report",
     **dict.fromkeys(("Example", "Examples", "read", "split"), "data"),
     **dict.fromkeys(("CheckFailed", "InputError", "IntegrityError", "LightuneError", "MissingExtra"), "errors"),
     **dict.fromkeys(("Scores", "evaluate"), "evaluation"), "export": "exporting",
@@ -32,7 +33,7 @@ _HOMES = {
 
 __all__ = [
     "CheckFailed", "Example", "Examples", "InputError", "IntegrityError", "LightuneError", "MissingExtra", "Model", "Recipe", "Run", "Scores",
-    "Training", "benchmark", "evaluate", "export", "fit", "load", "open_run", "read", "report", "resume", "shrink",
+    "Training", "benchmark", "compare", "evaluate", "export", "fit", "load", "open_run", "read", "report", "resume", "shrink",
     "split",
 ]  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -22,7 +23,6 @@ LEAST_RUNS = 10
 BATCH = 32
 RESIDENT_ROWS = 8
 
-# Peak memory of this process alone: VmHWM starts anew with each program, where getrusage also counts the parent that forked it.
 _RESIDENT = """
 import importlib, json, sys
 sys.path[:0] = json.loads(sys.argv[2])
@@ -30,13 +30,8 @@ module, _, name = sys.argv[4].rpartition(".")
 predictor = getattr(importlib.import_module(module), name)(sys.argv[1], threads=int(sys.argv[3]))
 for text, pair in json.load(sys.stdin):
     predictor.predict([(text, pair)])
-try:
-    with open("/proc/self/status") as status:
-        peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
-except OSError:
-    import resource
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-print(peak)
+from lightune.benchmarking import peak_bytes
+print(peak_bytes())
 """
 
 
@@ -92,6 +87,16 @@ def resident_bytes(folder: str | Path, examples: Sequence[Any], threads: int = 1
     if done.returncode != 0:
         raise CheckFailed(f"{folder} could not be opened in a fresh process: {done.stderr.strip().splitlines()[-1:]}")
     return int(done.stdout)
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process alone. On Linux VmHWM, which starts anew with each program; getrusage also counts the parent that
+    forked it."""
+    try:
+        with open("/proc/self/status", encoding="ascii") as status:
+            return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) * 1024
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def folder_bytes(folder: str | Path) -> int:

@@ -93,6 +93,58 @@ def fit(
     return _checked(record["scores"], at_least)
 
 
+@app.command
+@with_options(recipes.Recipe, recipes.DataOptions, recipes.TrainOptions, skip=("train", "method"))
+def compare(
+    data: Annotated[str | None, Parameter(help="labelled data: a file, a folder, a catalogue name or hub:owner/name")] = None, /, *,
+    methods: Annotated[list[str] | None, Parameter(help="methods, with commas between, as in full,lora:rank=16,head [default: full,lora,bitfit,head,freeze]", consume_multiple=True, negative="")] = None,
+    time: Annotated[str | None, Parameter(help="time for the training of all, as in 90s, 5min or 1h; each gets the same share [default: 10min]")] = None,
+    out: Annotated[str | None, Parameter(help="folder [default: comparisons/NAME]")] = None,
+    resume: Annotated[str | None, Parameter(help="go on with this folder")] = None,
+    overwrite: Annotated[bool, Parameter(negative="", help="replace the comparison in the folder")] = False,
+    json: Json = False, **options: Any,
+) -> int:  # fmt: skip
+    """Train several methods for the same time on the same data and machine, and tell what each scores and costs."""
+    from lightune import comparing
+
+    given = {name: value for name, value in options.items() if value is not None} | ({"time": time} if time else {})
+    if methods:
+        given["methods"] = comparing.split_specs(",".join(methods))
+    watcher = terminal.Watcher()
+    try:
+        if resume:
+            found = comparing.resume(resume, watch=watcher)
+        else:
+            found = comparing.compare(data, out, overwrite=overwrite, watch=watcher, **given)
+    finally:
+        watcher.close()
+    terminal.print_json(found.record) if json else _show_comparison(found.folder, found.record)
+    return 0
+
+
+def _show_comparison(folder: Path, record: dict[str, Any]) -> None:
+    rows = [
+        [
+            row["method"], row["score"]["value"], f"{row['score']['low']:.4f}–{row['score']['high']:.4f}", f"{row['trainable_parameters']:,}",
+            terminal.size(row["weights_bytes"]), f"{row['epochs']:.3g}", f"{row['seconds']:.1f}", terminal.size(row["peak_resident_bytes"]),
+            f"{row['milliseconds']['p50']:.2f}",
+        ]
+        if "score" in row
+        else [row["method"], *["–"] * 8]
+        for row in record["methods"]
+    ]  # fmt: skip
+    headers = ["method", record["metric"], "95 % interval", "trained", "own weights", "epochs", "seconds", "memory", "ms a text"]
+    terminal.print_table(
+        headers, rows, title=f"{record['name']} · {record['base']} · {record['examples'][record['part']]} {record['part']} rows"
+    )
+    for row in record["methods"]:
+        if "refused" in row:
+            terminal.print_line(f"{row['method']} was left out: {row['refused']}")
+    terminal.print_line(f"report  {folder / 'compare.html'}")
+    best = next(row for row in record["methods"] if row["method"] == record["best"])
+    terminal.print_line(f'predict lightune predict {folder / best["folder"]} "your text"')
+
+
 def _show_run(folder: Path, record: dict[str, Any]) -> None:
     primary = record["scores"]["primary"]
     score = record["scores"][primary]

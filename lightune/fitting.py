@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lightune import __version__, architectures, exporting, exports, models, shrinking
+from lightune import __version__, architectures, benchmarking, exporting, exports, models, shrinking
 from lightune.errors import CheckFailed, InputError, LightuneError
 from lightune.evaluation import Scores, evaluate
 from lightune.methods import make_method
@@ -25,6 +23,8 @@ from lightune.reports import write_card, write_report
 from lightune.runs import Run, describe_environment, free_name, full_disk_told, new_run, open_run
 from lightune.shrink import check_lasting
 from lightune.training import Evaluation, Training
+
+SPARE = 0.95  # of the seconds that training may take: what the forecast of two steps may be wrong by
 
 
 def fit(
@@ -79,7 +79,7 @@ def fit(
         run.write("recipe.toml", format_recipe(recipe))
         run.write("environment.json", describe_environment(recipe.train.seed))
         run.write("data.json", prepared.facts)
-    _train_and_finish(run, recipe, prepared, watch)
+    complete(run, recipe, prepared, watch)
     return _hold_budget(run, recipe, source, watch)
 
 
@@ -93,7 +93,7 @@ def resume(folder: str | Path, *, data: Any = None, watch: Watch = lambda fact: 
     recipe = resolve(read_recipe(run.folder / "recipe.toml"), {})
     source = data if data is not None else recipe.data.train
     if not (run.folder / "run.json").exists():
-        _train_and_finish(run, recipe, prepare(recipe, source, watch), watch, resumed=True)
+        complete(run, recipe, prepare(recipe, source, watch), watch, resumed=True)
     elif not recipe.budget.limits or run.record["budget"]:
         watch(Told(f"{run.folder} is finished already."))
         return run
@@ -149,20 +149,29 @@ def is_leader() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def _train_and_finish(run: Run, recipe: Recipe, prepared: Prepared, watch: Watch, *, resumed: bool = False) -> Run:
+def complete(run: Run, recipe: Recipe, prepared: Prepared, watch: Watch, *, resumed: bool = False, seconds: float | None = None) -> Run:
+    """Train, score, export and report in a run folder that has its recipe: all of `fit` that comes after the data.
+
+    Args:
+        resumed: go on from the folder's checkpoint, where it has one.
+        seconds: end training within them, by fewer epochs, and time the model also where nothing is exported.
+
+    Raises:
+        CheckFailed: an export does not answer as the model does. Interrupted: as for `fit`. InputError: too few seconds.
+    """
     training = Training(prepared.model, prepared.train, prepared.dev, recipe.train)
     done = training.restore(run.checkpoints) if resumed else 0
     if done:
         watch(Told(f"Going on after step {done} of {training.total}."))
     else:
-        watch(training.forecast())
+        watch(training.forecast() if seconds is None else training.settle(seconds * SPARE))
     if is_leader():
         run.cut_steps(done)
         run.write("recipe.toml", format_recipe(_resolved(recipe, training)))
-    stopped = _train(run, training, recipe, watch)
+    stopped = _train(run, training, recipe, watch, seconds)
     if not is_leader():
         return run
-    return _finish(run, recipe, prepared, training, stopped, watch)
+    return _finish(run, recipe, prepared, training, stopped, watch, timed=seconds is not None)
 
 
 def _resolved(recipe: Recipe, training: Training) -> Recipe:
@@ -172,8 +181,8 @@ def _resolved(recipe: Recipe, training: Training) -> Recipe:
     return dataclasses.replace(recipe, train=train, data=data)
 
 
-def _train(run: Run, training: Training, recipe: Recipe, watch: Watch) -> str:
-    """Run the loop: log every fact, save now and then, save and stop on a signal. Returns how it ended."""
+def _train(run: Run, training: Training, recipe: Recipe, watch: Watch, seconds: float | None) -> str:
+    """Run the loop: log every fact, save now and then, save and stop on a signal. Returns how it ended: finished, early or time."""
     saved = time.monotonic()
     with stop_on_signals(training) as caught:
         for fact in training.steps():
@@ -184,6 +193,8 @@ def _train(run: Run, training: Training, recipe: Recipe, watch: Watch) -> str:
                     _save_checkpoint(run, training)
                     saved = time.monotonic()
             watch(fact)
+            if seconds is not None and fact.seconds >= seconds:
+                training.finish_early()
     if training.stopping:
         if is_leader():
             _save_checkpoint(run, training)
@@ -191,7 +202,9 @@ def _train(run: Run, training: Training, recipe: Recipe, watch: Watch) -> str:
         raise Interrupted(
             f"Stopped by {name} after step {training.step} of {training.total}; saved. Go on: lightune fit --resume {run.folder}"
         )
-    return "finished" if training.step >= training.total else "early"
+    if training.step < training.total:
+        return "early"
+    return "finished" if training.total == training.planned else "time"
 
 
 def _save_checkpoint(run: Run, training: Training) -> None:
@@ -199,8 +212,9 @@ def _save_checkpoint(run: Run, training: Training) -> None:
         training.save(run.checkpoints)
 
 
-def _finish(run: Run, recipe: Recipe, prepared: Prepared, training: Training, stopped: str, watch: Watch) -> Run:
+def _finish(run: Run, recipe: Recipe, prepared: Prepared, training: Training, stopped: str, watch: Watch, *, timed: bool) -> Run:
     model, test = prepared.model, prepared.test
+    peak = benchmarking.peak_bytes()
     alarms = training.alarms()
     for alarm in alarms:
         watch(Told(alarm, "warning"))
@@ -211,9 +225,12 @@ def _finish(run: Run, recipe: Recipe, prepared: Prepared, training: Training, st
     scores = evaluate(model, rows, part=part)
     dev_scores = evaluate(model, prepared.dev, part="dev", resamples=0) if len(prepared.dev) else None
     run.write("evaluation.json", scores.to_dict())
-    record = _describe(recipe, prepared, training, scores, dev_scores) | {"stopped": stopped, "learned": not alarms, "alarms": alarms}
+    record = _describe(recipe, prepared, training, scores, dev_scores) | {
+        "stopped": stopped, "learned": not alarms, "alarms": alarms, "peak_resident_bytes": peak,
+        "weights_bytes": (run.model / "weights.safetensors").stat().st_size,
+    }  # fmt: skip
     targets = find_targets(recipe)
-    if targets:
+    if targets or timed:
         watch(Told("Timing the model in PyTorch on one thread"))
         record["reference"] = exporting.measure_reference(model, rows, run.model)
     refused = []
@@ -243,7 +260,6 @@ def _describe(recipe: Recipe, prepared: Prepared, training: Training, scores: Sc
     model = prepared.model
     method = model.changes[-1]
     tokens = int(training.lengths.sum()) * training.step / training.steps_per_epoch
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     name, values = parse_spec(recipe.method)
     return {
         "format": 1, "lightune": __version__, "created": datetime.now(UTC).isoformat(timespec="seconds"), "name": Path(recipe.data.train).name or "rows",
@@ -255,7 +271,8 @@ def _describe(recipe: Recipe, prepared: Prepared, training: Training, scores: Sc
         "total_parameters": architectures.share_of(model.network),
         "seconds": round(training.seconds, 3), "tokens_per_second": round(tokens / max(training.seconds, 1e-9), 1),
         "examples_per_second": round(len(training.lengths) * training.step / training.steps_per_epoch / max(training.seconds, 1e-9), 1),
-        "peak_resident_bytes": peak, "precision": training.precision, "device": str(training.device),
+        "epochs": round(training.step / training.steps_per_epoch, 4), "steps": training.step,
+        "precision": training.precision, "device": str(training.device),
         "scores": scores.summary(), "dev_scores": dev_scores.summary() if dev_scores else None,
         "budget": None, "met": None, "artifacts": [],
     }  # fmt: skip

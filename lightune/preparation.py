@@ -67,6 +67,24 @@ def prepare(recipe: Recipe, source: Any, watch: Watch = lambda fact: None) -> Pr
     Raises:
         InputError: every error that the doctor found, or a base, column or option that is wrong.
     """
+    prepared = prepare_base(recipe, source, watch)
+    put_method(prepared.model, recipe, prepared.train)
+    return prepared
+
+
+def put_method(model: Model, recipe: Recipe, rows: Sequence[Example]) -> None:
+    """Put a recipe's method on a model, what it draws being drawn from the recipe's seed; one that looks at data is given these rows."""
+    torch.manual_seed(recipe.train.seed)
+    method = make_method(recipe.method)
+    model.apply(method.plan(model, rows) if hasattr(method, "plan") else method)
+
+
+def prepare_base(recipe: Recipe, source: Any, watch: Watch = lambda fact: None) -> Prepared:
+    """All that `prepare` does, but for the method.
+
+    Raises:
+        InputError: every error that the doctor found, or a base, column or option that is wrong.
+    """
     watch(Told("Reading the data"))
     splits = read_all(recipe, source)
     parts = {name: part for name, part in splits.parts.items() if name == "train" or len(part)}
@@ -88,8 +106,6 @@ def prepare(recipe: Recipe, source: Any, watch: Watch = lambda fact: None) -> Pr
     for finding in findings:
         watch(finding)
     facts = doctor.describe(parts, findings, lengths=lengths)
-    torch.manual_seed(recipe.train.seed)
-    model.apply(method.plan(model, parts["train"]) if hasattr(method, "plan") else method)
     cut = sum(int(np.maximum(found - model.encoder.max_length, 0).sum()) for found in lengths.values())
     return Prepared(parts["train"], parts.get("dev", []), parts.get("test", []), model, facts, cut)
 

@@ -149,11 +149,11 @@ class Training:
         self.dev_targets = model.task.targets(dev)
         self.step_size = options.batch_size * self.accelerator.num_processes
         self.steps_per_epoch = math.ceil(len(self.lengths) / self.step_size)
-        self.epochs = options.epochs or default_epochs(self.steps_per_epoch)
-        self.total = max(1, round(self.epochs * self.steps_per_epoch))
-        self.warmup = math.ceil(options.warmup * self.total)
+        self.total: int  # steps until the end, and those that were planned
+        self.planned: int
+        self._plan(options.epochs or default_epochs(self.steps_per_epoch))
         self.rate: float = options.rate or float(getattr(model.changes[-1], "rate", DEFAULT_RATE))
-        self.optimizer = Optimizer(options.optimizer, self.network, self.rate, options.weight_decay)
+        self.optimizer = self._new_optimizer()
         self.precision = self._choose_precision()
         self.metric = self._choose_metric()
         self.step = 0
@@ -200,6 +200,10 @@ class Training:
         if self.accelerator.num_processes == 1:
             self.stopping = True  # several processes agree on it in their next step, so that none waits for another
 
+    def finish_early(self) -> None:
+        """Make the next step the last one. Other than after a stop, `steps` then ends as at its end: evaluated, with the best weights."""
+        self.total = min(self.total, self.step + 1)
+
     def keep_best(self) -> None:
         """Put the best weights seen into the model and fit its calibration on the development data."""
         if self.best is not None:
@@ -212,6 +216,51 @@ class Training:
 
     def forecast(self) -> Forecast:
         """Time and memory that the run will need, from two real steps whose effect is undone."""
+        return self._foresee(self._time_step())
+
+    def settle(self, seconds: float) -> Forecast:
+        """Choose the epochs so that training and its evaluations end within some seconds, as two steps that are undone foretell.
+
+        No more than `options.epochs`, or MOST_EPOCHS where there are none.
+
+        Raises:
+            InputError: not even one step and one evaluation end within them.
+        """
+        step = self._time_step()
+        every, look = self._evaluation_steps()
+        steps = seconds / step
+        whole = steps / (1 + look / every)
+        total = int(broadcast_object_list([whole if whole >= every else steps - look])[0])
+        if total < 1:
+            raise InputError(
+                f"{seconds:.3g} s are too short to train: a step of {self.step_size} examples and an evaluation on {len(self.dev)} development "
+                f"rows take about {step * (1 + look):.3g} s here. Give more time, or fewer development rows."
+            )
+        self._plan(min(total / self.steps_per_epoch, self.options.epochs or MOST_EPOCHS))
+        return self._foresee(step)
+
+    def _plan(self, epochs: float) -> None:
+        """Set how many steps there are, and in how many of them the rate rises."""
+        self.epochs = epochs
+        self.total = self.planned = max(1, round(epochs * self.steps_per_epoch))
+        self.warmup = math.ceil(self.options.warmup * self.total)
+
+    def _evaluation_steps(self) -> tuple[float, float]:
+        """How many steps lie between two evaluations, and how many steps' time one takes: a forward pass costs a third of a step."""
+        return self.options.evaluate_every or self.steps_per_epoch, len(self.dev) / self.step_size / 3
+
+    def _foresee(self, step: float) -> Forecast:
+        """The forecast of a run whose steps take so many seconds."""
+        every, look = self._evaluation_steps()
+        evaluations = max(1.0, self.total / every)
+        moments = sum(item.numel() * 8 for item in self.optimizer.parameters)
+        weights = sum(item.numel() * 4 for item in self.network.parameters())
+        memory = weights + moments * 2 + self._activation_bytes()
+        sizes = [architectures.share_of(self.network, trainable_only=only) for only in (True, False)]
+        return Forecast(self.total, self.epochs, step * (self.total + evaluations * look), memory, self.precision, *sizes)
+
+    def _time_step(self) -> float:
+        """Seconds of a step of middling length: the faster of two, the first of which also makes the optimizer's moments."""
         keep = {name: item.detach().clone() for name, item in self.model.trainable().items()}
         noise = torch.get_rng_state()
         plan = plan_epoch(self.lengths, self.step_size, self.options.seed, 0)
@@ -220,19 +269,18 @@ class Training:
         for _ in range(2):
             begin = time.perf_counter()
             self._gradient(chosen)
+            self.optimizer.clip(self.options.clip)
+            self.optimizer.step()
             times.append(time.perf_counter() - begin)
-        for item in self.optimizer.parameters:
-            item.grad = None
+        self.optimizer = self._new_optimizer()
         with torch.no_grad():
             for name, item in self.model.trainable().items():
                 item.copy_(keep[name])
         torch.set_rng_state(noise)
-        moments = sum(item.numel() * 8 for item in self.optimizer.parameters)
-        weights = sum(item.numel() * 4 for item in self.network.parameters())
-        memory = weights + moments * 2 + self._activation_bytes()
-        share = len(self.dev) / max(len(self.lengths), 1) / 3  # a forward pass costs a third of a step
-        sizes = [architectures.share_of(self.network, trainable_only=only) for only in (True, False)]
-        return Forecast(self.total, self.epochs, min(times) * self.total * (1 + share), memory, self.precision, *sizes)
+        return min(times)
+
+    def _new_optimizer(self) -> Optimizer:
+        return Optimizer(self.options.optimizer, self.network, self.rate, self.options.weight_decay)
 
     def alarms(self) -> list[str]:
         """Sentences about a run that did not learn, or learned nothing beyond the commonest answer."""
@@ -456,7 +504,7 @@ class Training:
         parts = (
             len(self.lengths),
             int(self.lengths.sum()),
-            self.total,
+            self.planned,
             self.step_size,
             self.options.seed,
             self.rate,

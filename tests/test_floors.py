@@ -29,7 +29,7 @@ FLOORS = (
     {"reports"},
     {"preparation", "planning", "students"},
     {"shrinking"},
-    {"fitting", "predictors", "inspection", "anatomy", "knobs", "profiling", "listing"},
+    {"fitting", "comparing", "predictors", "inspection", "anatomy", "knobs", "profiling", "listing"},
     {"terminal", "cli", "__main__"},
 )
 NO_TORCH = {

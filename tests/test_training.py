@@ -119,6 +119,31 @@ def test_a_forecast_changes_nothing(start: Callable[..., Model]) -> None:
     assert forecast.seconds > 0 < forecast.bytes
 
 
+def test_training_settles_for_what_ends_in_time(start: Callable[..., Model]) -> None:
+    training = Training(start(), ROWS, DEV, PLAIN)
+    forecast = training.settle(1e4)
+    assert (forecast.epochs, forecast.steps) == (2.0, 10)  # never more than was asked for
+    slow = training.forecast().seconds / 10
+    cut = Training(start(), ROWS, DEV, dataclasses.replace(PLAIN, epochs=1e6)).settle(slow * 50)
+    assert 5 <= cut.steps <= 500
+    assert cut.epochs == pytest.approx(cut.steps / 5)
+    assert cut.seconds < slow * 51
+    with pytest.raises(InputError, match=r"1e-09 s are too short to train: a step of 8 examples and an evaluation on 16 development rows"):
+        training.settle(1e-9)
+
+
+def test_a_run_that_finishes_early_ends_as_at_its_end(start: Callable[..., Model]) -> None:
+    training, facts = Training(start(), ROWS, DEV, PLAIN), []
+    for fact in training.steps():
+        facts.append(fact)
+        if fact.step >= 2:
+            training.finish_early()
+    assert [(fact.kind, fact.step) for fact in facts] == [("step", 1), ("step", 2), ("step", 3), ("evaluation", 3)]
+    assert training.planned == 10
+    assert training.best is not None
+    assert greatest_gap(training.best, weights(training.model)) == 0
+
+
 # equivalences
 
 

@@ -32,12 +32,18 @@ from lightune.reports.records import Record, read_bounds
 from lightune.reports.sections import TASKS, choose_metric, select_metric
 
 SETTING_LIMIT = 200  # characters of one recipe value
+COSTS = {"seconds": "seconds of training", "trainable_parameters": "trained parameters"}  # what scores are drawn against
 
 
 def describe_runs(records: Sequence[Record]) -> dict[str, Any]:
     """The side-by-side part of a comparison page, by name."""
     names = name_apart(records)
-    figures = (_draw_intervals(records, names), _draw_progress(records, names), _draw_trade_off(records, names))
+    figures = (
+        _draw_intervals(records, names),
+        _draw_progress(records, names),
+        *(_draw_against(records, names, key, title) for key, title in COSTS.items()),
+        _draw_trade_off(records, names),
+    )
     return {
         "names": names,
         "rows": [*_compare_facts(records), *_compare_scores(records), *_compare_costs(records), *_compare_budgets(records)],
@@ -48,8 +54,12 @@ def describe_runs(records: Sequence[Record]) -> dict[str, Any]:
 
 
 def name_apart(records: Sequence[Record]) -> list[str]:
-    """The runs' names; those that several runs share get their folder's name or a number added."""
+    """The runs' names, or their methods where these alone tell them apart; those that several runs share get their folder's name or a number
+    added."""
     names = [record.name for record in records]
+    methods = [str(record.run.get("method")) for record in records]
+    if len(records) > 1 and len(set(names)) == 1 and len(set(methods)) == len(records):
+        return methods
     named = [name if names.count(name) == 1 else f"{name} ({record.folder.name})" for name, record in zip(names, records, strict=True)]
     return [name if named.count(name) == 1 else f"{name} #{index}" for index, name in enumerate(named, start=1)]
 
@@ -113,11 +123,14 @@ def _compare_costs(records: Sequence[Record]) -> list[dict[str, Any]]:
     plain = (
         ("training time", [run.get("seconds") for run in runs], duration_text, [str(run.get("precision") or "") for run in runs]),
         ("peak memory", [run.get("peak_resident_bytes") for run in runs], size_text, [""] * len(runs)),
+        ("its own weights", [run.get("weights_bytes") for run in runs], size_text, [""] * len(runs)),
+        ("PyTorch latency", was, milliseconds_text, [""] * len(runs)),
         ("smallest file", [file.get("bytes") for file in files], size_text, [str(file.get("target") or "") for file in files]),
         ("its latency", latency, milliseconds_text, faster),
     )
     rows = [_row(name, [tell(value) for value in values], notes, _best(values, lower=True)) for name, values, tell, notes in plain]
-    rows.insert(0, _row("trained parameters", [count_text(run.get("trainable_parameters")) for run in runs]))
+    totals = [f"of {count_text(run.get('total_parameters'))}" for run in runs]
+    rows.insert(0, _row("trained parameters", [count_text(run.get("trainable_parameters")) for run in runs], totals))
     kept = [file.get("kept") for file in files]
     return [*rows, _row("score kept", [share_text(value) for value in kept], best=_best(kept, lower=False))]
 
@@ -162,6 +175,22 @@ def _draw_progress(records: Sequence[Record], names: Sequence[str]) -> Figure | 
     title = f"Dev {metric_text(metric)}"
     svg = charts.line_chart(f"{title} of each run over epochs", lines, "epoch", "")
     return Figure(title, svg, [(line.colour, line.name) for line in lines])
+
+
+def _draw_against(records: Sequence[Record], names: Sequence[str], key: str, title: str) -> Figure | None:
+    """The score of every run against what it cost; None where the runs cost the same, or fewer than two tell."""
+    primary = records[0].primary
+    placed = [
+        (float(record.run[key]), bounds[0], name)
+        for record, name in zip(records, names, strict=True)
+        if is_number(record.run.get(key)) and record.run[key] > 0 and (bounds := read_bounds(record.scores.get(primary)))
+    ]
+    if len({cost for cost, _, _ in placed}) < 2:
+        return None
+    candidates = [charts.Candidate(cost, score, name, name) for cost, score, name in placed]
+    metric = metric_text(primary)
+    svg = charts.front_chart(f"Test {metric} against {title}", candidates, title, metric, lower=primary in LOWER_IS_BETTER)
+    return Figure(f"Test {metric} and {title}", svg, note="The line is the best score that each cost buys.")
 
 
 def _draw_trade_off(records: Sequence[Record], names: Sequence[str]) -> Figure | None:

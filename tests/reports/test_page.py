@@ -263,3 +263,17 @@ def test_no_run_is_refused():
 def test_the_same_run_gives_the_same_page(run):
     first = write_report([run]).read_bytes()
     assert write_report([run]).read_bytes() == first
+
+
+def test_methods_on_the_same_data_go_by_their_methods_and_are_drawn_against_what_they_cost(tmp_path):
+    runs = [make_run(tmp_path / method, name="trec", method=method, seed=seed) for seed, method in enumerate(("full", "lora:rank=4"))]
+    change_run(runs[0], "run.json", lambda value: value.update(seconds=900.0, trainable_parameters=22_000_000, weights_bytes=90_000_000))
+    change_run(runs[1], "run.json", lambda value: value.update(seconds=300.0, trainable_parameters=300_000, weights_bytes=1_200_000))
+    page = Page(write_report(runs))
+    check_page(page)
+    assert "Test accuracy and seconds of training" in page.text
+    assert "Test accuracy and trained parameters" in page.text
+    assert "lora:rank=4" in page.text
+    assert "1.2 MB" in page.text
+    change_run(runs[1], "run.json", lambda value: value.update(seconds=900.0))
+    assert "Test accuracy and seconds of training" not in Page(write_report(runs)).text

@@ -5,6 +5,7 @@ DIR/NAME/*.jsonl as in SETS below. Every run and search is kept in WORK and not 
 Each search is asked for `factor` times fewer bytes than the fine-tuned fp32 weights and `factor` times fewer milliseconds than PyTorch fp32 on
 one thread, at 99 % of the score. With --peers the same fine-tuned model also goes through onnxruntime's own dynamic int8, a student of half
 the layers that learns from the labels alone, and magnitude pruning; all are scored and timed by the same code.
+At the end of each set the fine-tuned model and the front are timed in turns; the factors come from these times.
 Writes benchmarks/results/shrink_to_budget.json.
 """
 
@@ -12,6 +13,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +40,7 @@ SETS = {
     ),
 }  # fmt: skip
 KEEPS = (0.99, 0.97, 0.95)
+ROUNDS = 7
 
 
 def located(flag):
@@ -80,6 +83,31 @@ def best_at(reference, points, keep):
     return best and {"name": best["name"], "kept": round(best["test"] / reference["test"], 4), **factors(reference, best)}
 
 
+def time_together(folder, front):
+    """Milliseconds of the fine-tuned PyTorch model and of every point of the front on the same rows, in turns, medians over the rounds."""
+    kept = folder / "timed.json"
+    if not kept.exists() and not args.collect:
+        import torch
+
+        from lightune import benchmarking, models, runtime
+        from lightune.exporting import fold
+        from lightune.preparation import read_all
+        from lightune.recipes import read_recipe, resolve
+
+        torch.set_num_threads(1)
+        recipe = resolve(read_recipe(folder / "recipe.toml"), {})
+        rows = read_all(recipe, recipe.data.train).parts["test"][:256]
+        timed = {"reference": fold(models.load(folder / "model"))}
+        timed |= {str(point["id"]): runtime.load(folder / point["artifact"], threads=1) for point in front["points"] if point["on_front"]}
+        seen = {name: [] for name in timed}
+        for _ in range(ROUNDS):
+            for name, predictor in timed.items():
+                seen[name].append(benchmarking.latency(predictor, rows, runs=100).p50)
+        kept.write_text(json.dumps({name: sorted(values) for name, values in seen.items()}))
+    times = json.loads(kept.read_text()) if kept.exists() else {}
+    return {name: {"milliseconds": statistics.median(values), "low": values[0], "high": values[-1]} for name, values in times.items()}
+
+
 def run_peers(folder):
     """What plain tools make of the same fine-tuned model: name → bytes, milliseconds, test score."""
     kept = folder / "peers.json"
@@ -117,12 +145,16 @@ for name, (train, test, flags, _) in SETS.items():
         }
         for point in front["points"]
     ]
+    timed = time_together(folder, front)
+    reference = {**front["reference"], **({"milliseconds": timed["reference"]["milliseconds"]} if timed else {})}
+    for point in points:
+        point["milliseconds"] = timed.get(str(point["id"]), point)["milliseconds"]
     found[name] = {
         "command": " ".join(["lightune fit", train, "--test", test, *flags, "&& lightune shrink RUN --keep 0.99 --max-mb", f"{front['limits']['max_mb']:g} --max-ms {front['limits']['max_ms']:g} --time {args.time}"]),
-        "metric": front["metric"], "reference": front["reference"], "limits": front["limits"], "chosen": front["chosen"], "points": points,
+        "metric": front["metric"], "reference": reference, "timed": timed, "limits": front["limits"], "chosen": front["chosen"], "points": points,
         "budget": record["budget"], "met": record["met"], "seconds": json.loads((folder / "search.json").read_text())["seconds"],
-        "best": {f"{keep:.0%}": best_at(front["reference"], points, keep) for keep in KEEPS},
-        "peers": {peer: {**point, **factors(front["reference"], point)} for peer, point in run_peers(folder).items()} if args.peers else {},
+        "best": {f"{keep:.0%}": best_at(reference, points, keep) for keep in KEEPS},
+        "peers": {peer: {**point, **factors(reference, point)} for peer, point in run_peers(folder).items()} if args.peers else {},
     }  # fmt: skip
     print(name, json.dumps(found[name]["best"]), file=sys.stderr)
 cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())

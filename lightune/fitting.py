@@ -21,7 +21,7 @@ from lightune.preparation import Interrupted, Prepared, Told, Watch, prepare, re
 from lightune.recipes import Recipe, format_recipe, read_recipe, resolve
 from lightune.reports import write_card, write_report
 from lightune.runs import Run, describe_environment, free_name, full_disk_told, new_run, open_run
-from lightune.shrink import check_lasting
+from lightune.steps import check_lasting
 from lightune.training import Evaluation, Training
 
 SPARE = 0.95  # of the seconds that training may take: what the forecast of two steps may be wrong by

@@ -76,6 +76,7 @@ def put_method(model: Model, recipe: Recipe, rows: Sequence[Example]) -> None:
     """Put a recipe's method on a model, what it draws being drawn from the recipe's seed; one that looks at data is given these rows."""
     torch.manual_seed(recipe.train.seed)
     method = make_method(recipe.method)
+    model.encoder.max_length = min(model.encoder.max_length, _max_length(recipe, model, method))
     model.apply(method.plan(model, rows) if hasattr(method, "plan") else method)
 
 

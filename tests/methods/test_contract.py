@@ -22,8 +22,8 @@ from lightune.models import Merged, Model
 from lightune.networks import tensors
 from lightune.recipes import TrainOptions
 from lightune.runtime import load as load_artifact
-from lightune.shrink import make_step
 from lightune.sources import Source
+from lightune.steps import make_step
 from lightune.training import Training
 
 ROWS = tiny_models.make_rows(12)

@@ -153,7 +153,8 @@ class Training:
         self.total = max(1, round(self.epochs * self.steps_per_epoch))
         self.warmup = math.ceil(options.warmup * self.total)
         self.rate: float = options.rate or float(getattr(model.changes[-1], "rate", DEFAULT_RATE))
-        self.optimizer = Optimizer(options.optimizer, self.network, self.rate, options.weight_decay)
+        multiple = {"multiple": model.changes[-1].multiple} if hasattr(model.changes[-1], "multiple") else {}
+        self.optimizer = Optimizer(options.optimizer, self.network, self.rate, options.weight_decay, **multiple)
         self.precision = self._choose_precision()
         self.metric = self._choose_metric()
         self.step = 0

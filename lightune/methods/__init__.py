@@ -7,6 +7,8 @@ The contract of a method class (a frozen dataclass of options):
     merge(backbone) -> backbone only where the change can be folded into the weights exactly
     leaves -> method            only where it adds what cannot be folded: the method whose parts stay after merging, mostly itself
     taken -> int                only where it puts tokens of its own before every text: how many positions of the longest input these need
+    edits_base -> bool          only where frozen weights are changed too: whether a saved model must hold them all
+    multiple(name) -> float     only where some parameters have rates of their own: by what the rate is multiplied, by the parameter's name
     plan(model, examples)       only where it must see the tokenizer or the data: gives the same class with everything explicit, which is
                                 what is applied and saved
 

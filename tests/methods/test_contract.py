@@ -53,6 +53,7 @@ TRAINED = {  # what the names of a method's own parameters are like
     "prompt": r"backbone\.prompt\.embedding",
     "ptuning": r"backbone\.prompt\.\w+\.?\w*",
     "prefix": r".*\.entries",
+    "peft": r".*\.vera_lambda_[bd]\.default",
 }
 STAY = ("houlsby", "pfeiffer", "parallel", "reft", "prompt", "prefix")  # cannot be folded into the weights
 READ_FIRST = ("prompt", "ptuning", "prefix")  # do not start where the base is: it reads their words
@@ -135,7 +136,9 @@ def test_a_model_is_saved_and_loaded_exactly_and_merged_within_rounding(
         return
     merged = again.merge()
     np.testing.assert_allclose(merged.logits(ROWS), before, atol=1e-5)
-    assert not any(re.fullmatch(r".*\.(down|up|magnitude|codes|scale)|.*\.mixer\..*", name) for name in merged.network.state_dict())
+    assert not any(
+        re.fullmatch(r".*\.(down|up|magnitude|codes|scale)|.*vera.*|.*\.mixer\..*", name) for name in merged.network.state_dict()
+    )
     reloaded = models.load(merged.save(tmp_path / "merged"))
     np.testing.assert_array_equal(reloaded.logits(ROWS), merged.logits(ROWS))
     assert isinstance(reloaded.changes[0], Merged)

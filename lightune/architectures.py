@@ -196,5 +196,6 @@ def longest_input(config: object) -> int | None:
 
 
 def share_of(module: nn.Module, trainable_only: bool = False) -> int:
-    """Number of parameters, shared ones counted once."""
-    return sum(item.numel() for item in module.parameters() if item.requires_grad or not trainable_only)
+    """Number of parameters, shared ones counted once; those of quantized matrices are among them."""
+    packed = 0 if trainable_only else sum(getattr(part, "packed", 0) for part in module.modules())
+    return packed + sum(item.numel() for item in module.parameters() if item.requires_grad or not trainable_only)

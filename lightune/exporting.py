@@ -75,7 +75,11 @@ def fold(model: Model) -> Model:
 
     Parts that no weight can take in, such as adapters, stay as they are.
     """
-    live = [change for change in model.changes if not isinstance(change, Merged) and hasattr(change, "merge")]
+    live = [
+        change
+        for change in model.changes
+        if not isinstance(change, Merged) and hasattr(change, "merge") and getattr(change, "leaves", None) is not change
+    ]
     if not live:
         return model
     same = Model(copy.deepcopy(model.network), model.task, model.encoder, model.base, model.changes)

@@ -14,7 +14,7 @@ from typing import Any
 from lightune import __version__, architectures, benchmarking, exporting, exports, models, shrinking
 from lightune.errors import CheckFailed, InputError, LightuneError
 from lightune.evaluation import Scores, evaluate
-from lightune.methods import make_method
+from lightune.methods import make_method, method_name, read_spec
 from lightune.optimizers import find_optimizer
 from lightune.options import format_spec, parse_spec
 from lightune.preparation import Interrupted, Prepared, Told, Watch, prepare, read_all, stop_on_signals
@@ -260,10 +260,11 @@ def _describe(recipe: Recipe, prepared: Prepared, training: Training, scores: Sc
     model = prepared.model
     method = model.changes[-1]
     tokens = int(training.lengths.sum()) * training.step / training.steps_per_epoch
-    name, values = parse_spec(recipe.method)
+    spec = format_spec(method_name(method), method)
+    name, values = read_spec(spec)
     return {
         "format": 1, "lightune": __version__, "created": datetime.now(UTC).isoformat(timespec="seconds"), "name": Path(recipe.data.train).name or "rows",
-        "task": model.answers.kind, "base": model.base.name, "base_sha256": model.base.sha256, "method": format_spec(name, method),
+        "task": model.answers.kind, "base": model.base.name, "base_sha256": model.base.sha256, "method": spec,
         "changes": [{"name": name, "options": values}],
         "examples": {"train": len(prepared.train), "dev": len(prepared.dev), "test": len(prepared.test)},
         "truncated_tokens": prepared.truncated_tokens,

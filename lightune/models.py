@@ -180,8 +180,9 @@ class Model:
         return folder
 
     def _self_contained(self) -> bool:
-        """Whether the base's own weights are saved too: all are trained, or changes before the last may have moved some."""
-        return len(self.changes) > 1 or all(item.requires_grad for item in self.network.parameters())
+        """Whether the base's own weights are saved too: all are trained, or changes have moved some that are not."""
+        edited = any(getattr(change, "edits_base", False) for change in self.changes)
+        return edited or len(self.changes) > 1 or all(item.requires_grad for item in self.network.parameters())
 
     def _differing(self) -> dict[str, torch.Tensor]:
         """What `weights.safetensors` holds: the whole state of a self-contained model, else the trained parameters; shared ones once."""

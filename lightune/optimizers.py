@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -27,28 +28,26 @@ class Optimizer:
 
     On a CPU a step of Adam over a whole token table costs more than its forward pass, though a batch touches a few hundred rows.
     Rows that are not touched keep their values and moments (lazy Adam, as torch.optim.SparseAdam).
+
+    multiple: the factor of the rate for a parameter, by its name; that of a sparse table stays 1.
     """
 
-    def __init__(self, spec: str, network: nn.Module, rate: float, decay: float) -> None:
+    def __init__(
+        self, spec: str, network: nn.Module, rate: float, decay: float, multiple: Callable[[str], float] = lambda name: 1.0
+    ) -> None:
         name, values = parse_spec(spec)
         cls = find_optimizer(name)
         tables = _private_tables(network) if name in LAZY and not values else []
         for table in tables:
             table.sparse = True
         rows = {id(table.weight) for table in tables}
-        spared: list[nn.Parameter] = []
-        matrices: list[nn.Parameter] = []
-        for title, item in network.named_parameters():
-            if item.requires_grad and id(item) not in rows:
-                (matrices if item.ndim >= 2 and "embedding" not in title.lower() else spared).append(item)
-        groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": decay}, {"params": spared, "weight_decay": 0.0}]
+        moved = [(title, item) for title, item in network.named_parameters() if item.requires_grad and id(item) not in rows]
         accepted = inspect.signature(cls).parameters
-        if "weight_decay" not in accepted:
-            groups = [{"params": [*matrices, *spared]}]
-        if "fused" in accepted and "fused" not in values and matrices + spared and (matrices + spared)[0].device.type in ("cpu", "cuda"):
+        groups = _group(moved, decay if "weight_decay" in accepted else None, multiple)
+        if "fused" in accepted and "fused" not in values and moved and moved[0][1].device.type in ("cpu", "cuda"):
             values["fused"] = True
         try:
-            self.parts: list[torch.optim.Optimizer] = [cls([group for group in groups if group["params"]], **{"lr": rate, **values})]
+            self.parts: list[torch.optim.Optimizer] = [cls(groups, **{"lr": rate, **values})]
         except (TypeError, ValueError) as error:
             raise InputError(f"The optimizer {spec!r} is not possible: {error}. See torch.optim.{cls.__name__} for its options.") from None
         self.tables = [table.weight for table in tables]  # whose gradients are sparse
@@ -57,10 +56,10 @@ class Optimizer:
         self.parameters = [item for part in self.parts for group in part.param_groups for item in group["params"]]
 
     def set_rate(self, rate: float) -> None:
-        """Give every group the same rate."""
+        """Give every group the same rate, times its own multiple."""
         for part in self.parts:
             for group in part.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("multiple", 1.0)
 
     def clip(self, largest: float) -> float:
         """The norm of the whole gradient, after which it is scaled down to `largest` (0: left alone)."""
@@ -102,6 +101,18 @@ class Optimizer:
                         value if isinstance(part, torch.optim.SparseAdam) is False or value.ndim else int(value)
                     )
             part.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
+
+
+def _group(moved: Sequence[tuple[str, nn.Parameter]], decay: float | None, multiple: Callable[[str], float]) -> list[dict[str, Any]]:
+    """Parameters with the same decay and the same multiple of the rate together, matrices first; norms, biases and embeddings do not decay."""
+    groups: dict[tuple[bool, float], dict[str, Any]] = {}
+    for decays in (True, False):
+        for title, item in moved:
+            if decays == (item.ndim >= 2 and "embedding" not in title.lower()):
+                factor = multiple(title)
+                shared = {"params": [], "multiple": factor, **({} if decay is None else {"weight_decay": decay if decays else 0.0})}
+                groups.setdefault((decays, factor), shared)["params"].append(item)
+    return list(groups.values())
 
 
 def find_optimizer(name: str) -> type[torch.optim.Optimizer]:

@@ -17,6 +17,7 @@ NEEDED = (
     ("pandas", "train", "data frames"),
     ("onnx", "train", "export to ONNX"),
     ("jinja2", "train", "reports"),
+    ("peft", "peft", "methods of PEFT: --method peft:NAME"),
     ("gguf", "gguf", "base models in GGUF files"),
     ("zstandard", "zst", ".zst files"),
 )

@@ -280,7 +280,9 @@ class Training:
         return min(times)
 
     def _new_optimizer(self) -> Optimizer:
-        return Optimizer(self.options.optimizer, self.network, self.rate, self.options.weight_decay)
+        last = self.model.changes[-1]
+        multiple = {"multiple": last.multiple} if hasattr(last, "multiple") else {}
+        return Optimizer(self.options.optimizer, self.network, self.rate, self.options.weight_decay, **multiple)
 
     def alarms(self) -> list[str]:
         """Sentences about a run that did not learn, or learned nothing beyond the commonest answer."""

@@ -1,47 +1,28 @@
-"""LoRA: a trained product of two thin matrices beside every frozen weight matrix (Hu et al. 2022, equation 3)."""
+"""LoRA: a trained product of two thin matrices beside every frozen weight matrix (Hu et al. 2022, equation 3), and what grew from it.
+
+DoRA (Liu et al. 2024), PiSSA (Meng et al. 2024), LoRA+ (Hayou et al. 2024), rank-stabilised LoRA (Kalajdzievski 2023), ranks by importance
+(as AdaLoRA, Zhang et al. 2023) and a quantized base (QLoRA, Dettmers et al. 2023).
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightune import architectures
 from lightune.errors import InputError, nearest
-from lightune.kernels import Dropout
+from lightune.methods.allocation import share_ranks, singular_values
 from lightune.methods.layers import Around, surround
+from lightune.methods.lowrank import STARTS, Decomposed, LowRank
+from lightune.methods.quantized import Quantized
 from lightune.options import check, option
 
-
-class LowRank(Around):
-    """base(x) + scale · up(down(drop(x))), x [..., n], down [r, n], up [m, r]; up starts at zero, so the model starts unchanged."""
-
-    own_dropout = True  # the dropout inside the base is set apart from the method's
-
-    def __init__(self, base: nn.Module, rank: int, scale: float, dropout: float) -> None:
-        super().__init__(base)
-        columns, rows = architectures.features(base)
-        self.scale = scale
-        self.drop = Dropout(dropout)
-        self.down = nn.Parameter(torch.empty(rank, columns))
-        self.up = nn.Parameter(torch.zeros(rows, rank))
-        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., n] → [..., m]."""
-        thin = nn.functional.linear(self.drop(x), self.down)
-        return self.base(x) + nn.functional.linear(thin, self.up) * self.scale
-
-    def fold(self) -> nn.Module:
-        """The base layer with the product added to its weight."""
-        weight: Any = self.base.weight
-        change = (self.up.double() @ self.down.double() * self.scale).to(weight.dtype)
-        with torch.no_grad():
-            weight += change if isinstance(self.base, nn.Linear) else change.T
-        return self.base
+BITS = {"int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True)
@@ -53,22 +34,70 @@ class LoRA:
     dropout: float = option(0.0, "dropout before the change", low=0.0, high=0.9)
     targets: tuple[str, ...] = option((), "ends of the names of the layers to change, as in query+value; all linear layers by default")
     rslora: bool = option(False, "rank-stabilised scale (Kalajdzievski 2023)")
+    dora: bool = option(False, "train the norms of the weights' rows apart from their directions (Liu et al. 2024)")
+    init: str = option("default", "how the change starts; pissa starts from the weight's own largest part", choices=tuple(STARTS))
+    up_rate: float = option(1.0, "the rate of the second matrix as a multiple of the first's (LoRA+, Hayou et al. 2024: 16)", above=0)
+    allocate: bool = option(False, "share the same sum of ranks among the layers by their gradients on the training data")
+    ranks: tuple[int, ...] = option((), "the rank of every changed layer, lowest block first; written down by allocate")
+    base: str = option("fp32", "how the frozen matrices are kept while training: int8 by row, int4 (NF4) by 64", choices=("fp32", *BITS))
     rate: ClassVar[float] = 1e-3
 
     def __post_init__(self) -> None:
         if isinstance(self.targets, str):
             object.__setattr__(self, "targets", (self.targets,))
+        if isinstance(self.ranks, int):
+            object.__setattr__(self, "ranks", (self.ranks,))
         check(self)
+
+    @property
+    def edits_base(self) -> bool:
+        """Whether the frozen weights are no longer the base's, so that a saved model must hold them."""
+        return self.init == "pissa"
+
+    def multiple(self, name: str) -> float:
+        """The factor of the learning rate for a trained parameter."""
+        return self.up_rate if name.endswith(".up") else 1.0
+
+    def plan(self, model: Any, examples: Sequence[Any]) -> LoRA:
+        """The same with every layer's rank spelled out, where they are to be shared."""
+        if not self.allocate or self.ranks:
+            return self
+        layers = self.choose(model.network.backbone)
+        values = singular_values(model, examples, layers)
+        return dataclasses.replace(self, ranks=share_ranks(values, self.rank))
 
     def apply(self, backbone: nn.Module) -> nn.Module:
         """Wrap every target layer in a LowRank.
 
         Raises:
-            InputError: a target that no layer's name ends with, or a base that has LoRA already.
+            InputError: a target that no layer's name ends with, ranks that do not fit, or a base that has LoRA already.
         """
         if any(isinstance(part, LowRank) for part in backbone.modules()):
             raise InputError("The model has LoRA layers already. Merge it before lora is applied once more.")
-        scale = self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+        layers = self.choose(backbone)
+        if self.allocate and not self.ranks:
+            raise InputError("lora:allocate must see the data first: model.apply(method.plan(model, examples)), as fit does.")
+        if self.ranks and len(self.ranks) != len(layers):
+            raise InputError(f"lora:ranks has {len(self.ranks)} numbers for {len(layers)} layers. Give one for each.")
+        surround(
+            backbone, {layer: self.wrap(layer, rank) for layer, rank in zip(layers, self.ranks or [self.rank] * len(layers), strict=True)}
+        )
+        return backbone
+
+    def wrap(self, layer: nn.Module, rank: int) -> Around:
+        """One layer with its change of a rank."""
+        kind = Decomposed if self.dora else LowRank
+        scale = self.alpha / (math.sqrt(rank) if self.rslora else rank)
+        made = kind(layer, rank, scale, self.dropout)
+        STARTS[self.init](made)
+        if self.base in BITS:
+            made.base = Quantized(layer, BITS[self.base])  # type: ignore[arg-type]
+        if isinstance(made, Decomposed):
+            made.reset_magnitude()
+        return made
+
+    def choose(self, backbone: nn.Module) -> list[nn.Module]:
+        """The layers to change, lowest block first."""
         found = {layer: name for block in architectures.blocks(backbone) for name, layer in architectures.linears(block)}
         missing = [target for target in self.targets if not any(matches(name, target) for name in found.values())]
         if missing:
@@ -77,10 +106,7 @@ class LoRA:
             raise InputError(
                 f"lora:targets {', '.join(missing)} match no layer of {type(backbone).__name__}. Known: {', '.join(known)}.{hint}"
             )
-        chosen = [layer for layer, name in found.items() if not self.targets or any(matches(name, target) for target in self.targets)]
-        new = {layer: LowRank(layer, self.rank, scale, self.dropout) for layer in chosen}
-        surround(backbone, new)
-        return backbone
+        return [layer for layer, name in found.items() if not self.targets or any(matches(name, target) for target in self.targets)]
 
     def merge(self, backbone: nn.Module) -> nn.Module:
         """Fold every product into its weight, exactly up to rounding."""

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
-from torch import nn
 
 from lightune import exporting, models
 from lightune.architectures import blocks, embeddings, linears, share_of
@@ -33,6 +32,8 @@ SPECS = (
     "freeze:blocks=0",
     "freeze:blocks=2",
     "lora:rank=2,alpha=3,rslora=true,dropout=0.2",
+    "lora:dora=true",
+    "lora:init=pissa,base=int4",
     "houlsby:reduction=4,activation=tanh",
     "reft:rank=2,positions=first",
     "ptuning:tokens=3,encoder=lstm,width=4",
@@ -42,7 +43,7 @@ BASES = (*tiny_models.FAMILIES, *tiny_models.TWO_STACKS)
 EVERY = [(spec, family) for family in BASES for spec in SPECS if (spec, family) not in REFUSED]
 TRAINED = {  # what the names of a method's own parameters are like
     "bitfit": r".*\.bias",
-    "lora": r".*\.(down|up)",
+    "lora": r".*\.(down|up|magnitude)",
     "ia3": r".*\.scale",
     "houlsby": r".*\.adapter\.(down|up)\.(weight|bias)",
     "pfeiffer": r".*\.adapter\.(down|up)\.(weight|bias)",
@@ -52,6 +53,7 @@ TRAINED = {  # what the names of a method's own parameters are like
     "prompt": r"backbone\.prompt\.embedding",
     "ptuning": r"backbone\.prompt\.\w+\.?\w*",
     "prefix": r".*\.entries",
+    "peft": r".*\.vera_lambda_[bd]\.default",
 }
 STAY = ("houlsby", "pfeiffer", "parallel", "reft", "prompt", "prefix")  # cannot be folded into the weights
 READ_FIRST = ("prompt", "ptuning", "prefix")  # do not start where the base is: it reads their words
@@ -134,7 +136,9 @@ def test_a_model_is_saved_and_loaded_exactly_and_merged_within_rounding(
         return
     merged = again.merge()
     np.testing.assert_allclose(merged.logits(ROWS), before, atol=1e-5)
-    assert not any(re.fullmatch(r".*\.(down|up|scale)|.*\.mixer\..*", name) for name in merged.network.state_dict())
+    assert not any(
+        re.fullmatch(r".*\.(down|up|magnitude|codes|scale)|.*vera.*|.*\.mixer\..*", name) for name in merged.network.state_dict()
+    )
     reloaded = models.load(merged.save(tmp_path / "merged"))
     np.testing.assert_array_equal(reloaded.logits(ROWS), merged.logits(ROWS))
     assert isinstance(reloaded.changes[0], Merged)
@@ -326,13 +330,3 @@ def test_lora_changes_the_layers_that_are_named(tiny_source: Callable[[str], Sou
         tiny_models.start(tiny_source("bert"), ROWS, method="lora:targets=qery")
     with pytest.raises(InputError, match="has LoRA layers already"):
         model.apply(make_method("lora"))
-
-
-def test_lora_scales_its_change_as_its_papers_say() -> None:
-    class Base(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layers = nn.ModuleList([nn.Sequential(nn.Linear(4, 4)) for _ in range(2)])
-
-    assert make_method("lora:rank=4,alpha=8").apply(Base()).layers[0][0].scale == 2.0
-    assert make_method("lora:rank=4,alpha=8,rslora=true").apply(Base()).layers[0][0].scale == 4.0

@@ -45,17 +45,19 @@ LORA = [
     ("bert", "lora:rank=2,alpha=6,targets=query+value", {"r": 2, "lora_alpha": 6, "target_modules": ["query", "value"]}),
     ("bert", "lora:rank=4,alpha=6,targets=query,rslora=true", {"r": 4, "lora_alpha": 6, "target_modules": ["query"], "use_rslora": True}),
     ("gpt2", "lora:rank=2,alpha=6,targets=c_attn", {"r": 2, "lora_alpha": 6, "target_modules": ["c_attn"], "fan_in_fan_out": True}),
+    ("bert", "lora:rank=2,alpha=6,targets=query,dora=true", {"r": 2, "lora_alpha": 6, "target_modules": ["query"], "use_dora": True}),
 ]
+ENDS = {"down": "lora_A.default.weight", "up": "lora_B.default.weight", "magnitude": "lora_magnitude_vector.default.weight"}
 
 
-@pytest.mark.parametrize(("family", "spec", "options"), LORA, ids=["lora", "rslora", "fused Conv1D"])
+@pytest.mark.parametrize(("family", "spec", "options"), LORA, ids=["lora", "rslora", "fused Conv1D", "dora"])
 def test_lora(family: str, spec: str, options: dict[str, Any], tiny_source: Callable[[str], Source]) -> None:
     ours, theirs = start(tiny_source(family), spec), start(tiny_source(family), "head")
     thin = wrapped(theirs, peft.LoraConfig(**options))
     with torch.no_grad():
-        for name, item in fill(ours, r"\.(down|up)$").items():
-            end = "lora_A.default.weight" if name.endswith(".down") else "lora_B.default.weight"
-            thin[f"base_model.model.{name.rpartition('.')[0]}.{end}"].copy_(item)
+        for name, item in fill(ours, r"\.(down|up|magnitude)$").items():
+            where, _, part = name.rpartition(".")
+            thin[f"base_model.model.{where}.{ENDS[part]}"].copy_(item)
     np.testing.assert_allclose(ours.logits(ROWS), theirs.logits(ROWS), atol=1e-5)
 
 

@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
-from lightune import __version__, exports, models, sources
+from lightune import __version__, contrast, exports, models, sources
 from lightune.data import Example
 from lightune.errors import CheckFailed, InputError, IntegrityError, LightuneError, nearest
 from lightune.fitting import complete, find_targets
@@ -315,7 +315,9 @@ def work(message: dict[str, Any], told: TextIO) -> int:
         prepared = _understand(message, recipe)
         try:
             put_method(prepared.model, recipe, prepared.train)
-        except InputError as error:  # the method does not suit the base
+            if recipe.train.contrast:
+                contrast.check_suits(prepared.model, recipe.train)
+        except InputError as error:  # the method does not suit the base or the other options
             ended = {"refused": str(error)}
         else:
             complete(run, recipe, prepared, tell, resumed=True, seconds=message["seconds"])

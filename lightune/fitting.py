@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lightune import __version__, architectures, benchmarking, exporting, exports, models, shrinking
+from lightune import __version__, architectures, benchmarking, contrast, exporting, exports, models, shrinking
 from lightune.errors import CheckFailed, InputError, LightuneError
 from lightune.evaluation import Scores, evaluate
 from lightune.methods import make_method, method_name, read_spec
@@ -159,7 +159,10 @@ def complete(run: Run, recipe: Recipe, prepared: Prepared, watch: Watch, *, resu
     Raises:
         CheckFailed: an export does not answer as the model does. Interrupted: as for `fit`. InputError: too few seconds.
     """
-    training = Training(prepared.model, prepared.train, prepared.dev, recipe.train)
+    if recipe.train.contrast:
+        training = contrast.warm_up(prepared.model, prepared.train, recipe.train)
+    else:
+        training = Training(prepared.model, prepared.train, prepared.dev, recipe.train)
     done = training.restore(run.checkpoints) if resumed else 0
     if done:
         watch(Told(f"Going on after step {done} of {training.total}."))
@@ -171,6 +174,9 @@ def complete(run: Run, recipe: Recipe, prepared: Prepared, watch: Watch, *, resu
     stopped = _train(run, training, recipe, watch, seconds)
     if not is_leader():
         return run
+    if recipe.train.contrast:
+        watch(Told("Fitting the head on the vectors of the training rows"))
+        contrast.fit_head(prepared.model, prepared.train, prepared.dev, balanced=recipe.train.class_weights == "balanced")
     return _finish(run, recipe, prepared, training, stopped, watch, timed=seconds is not None)
 
 

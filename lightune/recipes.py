@@ -62,6 +62,11 @@ class TrainOptions:
     label_smoothing: float = option(0.0, "share of the target spread over all labels", low=0.0, high=0.5)
     class_weights: str = option("none", "balanced weighs every label by the inverse of its frequency", choices=("none", "balanced"))
     r_drop: float = option(0.0, "weight of the divergence between two dropout passes (R-Drop)", low=0.0)
+    contrast: int = option(
+        0,
+        "for few labels: partners of the same and of another label that are drawn for every row; the base learns to tell them, then the head is fitted; 10 is plenty, 0 is off",
+        low=0,
+    )
     clip: float = option(1.0, "largest norm of the gradient; 0 switches clipping off", low=0.0)
     patience: int | None = option(None, "stop after this many evaluations without improvement; never by default", low=1)
     metric: str | None = option(None, "metric on the development data that chooses the best weights; the task's own by default")

@@ -274,6 +274,6 @@ def test_methods_on_the_same_data_go_by_their_methods_and_are_drawn_against_what
     assert "Test accuracy and seconds of training" in page.text
     assert "Test accuracy and trained parameters" in page.text
     assert "lora:rank=4" in page.text
-    assert "1.2 MB" in page.text
+    assert "1.20\u00a0MB" in page.text
     change_run(runs[1], "run.json", lambda value: value.update(seconds=900.0))
     assert "Test accuracy and seconds of training" not in Page(write_report(runs)).text

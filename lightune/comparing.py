@@ -26,7 +26,7 @@ from lightune.errors import CheckFailed, InputError, IntegrityError, LightuneErr
 from lightune.fitting import complete, find_targets
 from lightune.methods import METHODS, make_method
 from lightune.metrics import LOWER_IS_BETTER
-from lightune.options import format_spec, parse_spec
+from lightune.options import format_spec
 from lightune.preparation import Interrupted, Prepared, Told, Watch, prepare_base, put_method, stop_on_signals
 from lightune.recipes import Recipe, format_recipe, parse_seconds, read_recipe, resolve
 from lightune.reports import write_report
@@ -158,7 +158,7 @@ def check_methods(specs: Sequence[str]) -> tuple[str, ...]:
     Raises:
         InputError: no method, one twice, or names and options that do not exist, all at once.
     """
-    names = [parse_spec(spec)[0] for spec in specs]
+    names = [spec.partition(":")[0].strip() for spec in specs]
     if strangers := [f"{name!r}.{nearest(name, METHODS)}" for name in names if name not in METHODS]:
         raise InputError(f"Unknown methods: {' '.join(strangers)} Known: {', '.join(METHODS)}.")
     problems, found = [], []

@@ -69,6 +69,8 @@ def fit(
     made = leader and not any(folder.iterdir())
     try:
         prepared = prepare(recipe, source, watch)
+        if recipe.train.contrast:
+            contrast.check_suits(prepared.model, recipe.train)
     except LightuneError:
         if made:
             folder.rmdir()  # nothing was done: leave nothing behind

@@ -129,6 +129,9 @@ def test_fit_warms_up_and_fits_the_head(tiny_source: Callable[[str], Source], tm
         "device": "cpu",
         "precision": "fp32",
     }
+    with pytest.raises(InputError, match="leaves all of it frozen"):
+        lightune.fit(data, tmp_path / "run", method="head", **options)
+    assert not (tmp_path / "run").exists()
     run = lightune.fit(data, tmp_path / "run", method="lora", rate=1e-2, epochs=2.0, threads=1, **options)
     assert run.record["scores"]["accuracy"]["value"] > 0.8
     model = models.load(run.model)

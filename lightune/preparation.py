@@ -82,14 +82,17 @@ def prepare(recipe: Recipe, source: Any, watch: Watch = lambda fact: None) -> Pr
     watch(Told(f"Loading the base {recipe.model}"))
     model = models.start(base, described, max_length=LEAST_LENGTH, pooling=recipe.pooling, seed=recipe.train.seed)
     method = make_method(recipe.method)
-    model.encoder.max_length = _max_length(recipe, model, method)
+    if hasattr(method, "plan"):
+        model.encoder.max_length = _max_length(recipe, model)
+        method = method.plan(model, parts["train"])
+    model.encoder.max_length = _max_length(recipe, model, getattr(method, "taken", 0))
     lengths = {name: model.encoder.encode([e.text for e in part], [e.pair for e in part]).lengths for name, part in parts.items()}
     findings = doctor.examine(examined, lengths=lengths, max_length=model.encoder.max_length)
     for finding in findings:
         watch(finding)
     facts = doctor.describe(parts, findings, lengths=lengths)
     torch.manual_seed(recipe.train.seed)
-    model.apply(method.plan(model, parts["train"]) if hasattr(method, "plan") else method)
+    model.apply(method)
     cut = sum(int(np.maximum(found - model.encoder.max_length, 0).sum()) for found in lengths.values())
     return Prepared(parts["train"], parts.get("dev", []), parts.get("test", []), model, facts, cut)
 
@@ -141,9 +144,9 @@ def stop_on_signals(work: Stoppable) -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
-def _max_length(recipe: Recipe, model: Model, method: Any) -> int:
-    """The asked limit, or what the base takes beside the method's own tokens."""
-    whole, taken = architectures.longest_input(model.network.backbone.config), getattr(method, "taken", 0)
+def _max_length(recipe: Recipe, model: Model, taken: int = 0) -> int:
+    """The asked limit, or what the base takes beside the tokens that are the method's own."""
+    whole = architectures.longest_input(model.network.backbone.config)
     limit, wanted = whole and whole - taken, recipe.data.max_length
     if wanted and limit and wanted > limit:
         beside = f" beside the {taken} of {recipe.method}" if taken else ""

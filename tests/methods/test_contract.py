@@ -15,11 +15,13 @@ from lightune import exporting, models
 from lightune.architectures import blocks, embeddings, linears, share_of
 from lightune.errors import InputError
 from lightune.exports import find_export, verify
+from lightune.fitting import fit
 from lightune.methods import METHODS, find_method, make_method, method_name
 from lightune.methods.reft import orthonormal
 from lightune.models import Merged, Model
 from lightune.networks import tensors
-from lightune.recipes import TrainOptions
+from lightune.preparation import prepare
+from lightune.recipes import TrainOptions, resolve
 from lightune.runtime import load as load_artifact
 from lightune.shrink import make_step
 from lightune.sources import Source
@@ -283,6 +285,22 @@ def test_adapters_can_spare_the_first_blocks(tiny_source: Callable[[str], Source
 def test_a_model_that_keeps_its_adapters_is_not_cut(tiny_source: Callable[[str], Source]) -> None:
     with pytest.raises(InputError, match="adapted with Pfeiffer cannot be made smaller"):
         start(tiny_source("bert"), "pfeiffer").shrink(make_step("depth:layers=0"))
+
+
+def test_a_budget_is_refused_before_such_a_method_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="adapted with Pfeiffer cannot be made smaller"):
+        fit([{"text": "good", "label": "a"}], tmp_path / "run", method="pfeiffer", max_mb=1.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prompt_leaves_the_texts_less_room(tiny_source: Callable[[str], Source]) -> None:
+    rows = [{"text": row.text, "label": row.target} for row in tiny_models.make_rows(60)]
+    recipe = {"model": str(tiny_source("bert").folder), "method": "prompt:text=the good film"}
+    model = prepare(resolve({}, recipe), rows).model
+    assert model.encoder.max_length == 37
+    assert model.changes == (make_method("prompt:tokens=3,text=the good film,ids=5+20+13"),)
+    with pytest.raises(InputError, match=r"takes at most 37 tokens beside the 3 of prompt"):
+        prepare(resolve({}, {**recipe, "method": "prompt:tokens=3", "max_length": 38}), rows)
 
 
 def test_what_can_be_folded_is_folded_beside_what_stays(tiny_source: Callable[[str], Source], tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ class Prepared:
     dev: Sequence[Example]
     test: Sequence[Example]
     model: Model
+    method: Any
     facts: dict[str, Any]
     truncated_tokens: int
 
@@ -68,20 +69,30 @@ def prepare(recipe: Recipe, source: Any, watch: Watch = lambda fact: None) -> Pr
         InputError: every error that the doctor found, or a base, column or option that is wrong.
     """
     prepared = prepare_base(recipe, source, watch)
-    put_method(prepared.model, recipe, prepared.train)
+    torch.manual_seed(recipe.train.seed)
+    prepared.model.apply(prepared.method)
     return prepared
 
 
 def put_method(model: Model, recipe: Recipe, rows: Sequence[Example]) -> None:
     """Put a recipe's method on a model, what it draws being drawn from the recipe's seed; one that looks at data is given these rows."""
+    method = plan_method(model, recipe, rows)
     torch.manual_seed(recipe.train.seed)
+    model.apply(method)
+
+
+def plan_method(model: Model, recipe: Recipe, rows: Sequence[Example]) -> Any:
+    """A recipe's method with what it chooses by the model and the rows; texts may then be as long as it leaves room for."""
     method = make_method(recipe.method)
-    model.encoder.max_length = min(model.encoder.max_length, _max_length(recipe, model, method))
-    model.apply(method.plan(model, rows) if hasattr(method, "plan") else method)
+    if hasattr(method, "plan"):
+        model.encoder.max_length = _max_length(recipe, model)
+        method = method.plan(model, rows)
+    model.encoder.max_length = _max_length(recipe, model, getattr(method, "taken", 0))
+    return method
 
 
 def prepare_base(recipe: Recipe, source: Any, watch: Watch = lambda fact: None) -> Prepared:
-    """All that `prepare` does, but for the method.
+    """All that `prepare` does, but for putting the method on the model.
 
     Raises:
         InputError: every error that the doctor found, or a base, column or option that is wrong.
@@ -100,15 +111,14 @@ def prepare_base(recipe: Recipe, source: Any, watch: Watch = lambda fact: None) 
     described = task.describe(parts["train"])
     watch(Told(f"Loading the base {recipe.model}"))
     model = models.start(base, described, max_length=LEAST_LENGTH, pooling=recipe.pooling, seed=recipe.train.seed)
-    method = make_method(recipe.method)
-    model.encoder.max_length = _max_length(recipe, model, method)
+    method = plan_method(model, recipe, parts["train"])
     lengths = {name: model.encoder.encode([e.text for e in part], [e.pair for e in part]).lengths for name, part in parts.items()}
     findings = doctor.examine(examined, lengths=lengths, max_length=model.encoder.max_length)
     for finding in findings:
         watch(finding)
     facts = doctor.describe(parts, findings, lengths=lengths)
     cut = sum(int(np.maximum(found - model.encoder.max_length, 0).sum()) for found in lengths.values())
-    return Prepared(parts["train"], parts.get("dev", []), parts.get("test", []), model, facts, cut)
+    return Prepared(parts["train"], parts.get("dev", []), parts.get("test", []), model, method, facts, cut)
 
 
 def read_all(recipe: Recipe, source: Any) -> Splits:
@@ -158,9 +168,9 @@ def stop_on_signals(work: Stoppable) -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
-def _max_length(recipe: Recipe, model: Model, method: Any) -> int:
-    """The asked limit, or what the base takes beside the method's own tokens."""
-    whole, taken = architectures.longest_input(model.network.backbone.config), getattr(method, "taken", 0)
+def _max_length(recipe: Recipe, model: Model, taken: int = 0) -> int:
+    """The asked limit, or what the base takes beside the tokens that are the method's own."""
+    whole = architectures.longest_input(model.network.backbone.config)
     limit, wanted = whole and whole - taken, recipe.data.max_length
     if wanted and limit and wanted > limit:
         beside = f" beside the {taken} of {recipe.method}" if taken else ""

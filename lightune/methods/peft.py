@@ -38,7 +38,7 @@ class PEFT:
     def read(cls, text: str) -> dict[str, Any]:
         """The fields in what follows ``peft:`` in a spec: ``vera``, ``loha:r=4,alpha=8``, or fields by name."""
         if text.startswith(("name=", "options=")) or not text:
-            return dict(part.split("=", 1) for part in filter(None, text.split(",")))
+            return dict(part.partition("=")[::2] for part in filter(None, text.split(",")))
         name, _, options = text.partition(":" if ":" in text else ",")
         return {"name": name, "options": options.replace(",", ";")}
 

@@ -15,11 +15,13 @@ from lightune import exporting, models
 from lightune.architectures import blocks, embeddings, linears, share_of
 from lightune.errors import InputError
 from lightune.exports import find_export, verify
+from lightune.fitting import fit
 from lightune.methods import METHODS, find_method, make_method, method_name
 from lightune.methods.reft import orthonormal
 from lightune.models import Merged, Model
 from lightune.networks import tensors
-from lightune.recipes import TrainOptions
+from lightune.preparation import prepare
+from lightune.recipes import TrainOptions, resolve
 from lightune.runtime import load as load_artifact
 from lightune.sources import Source
 from lightune.steps import make_step
@@ -196,11 +198,16 @@ def test_a_method_trains_as_many_parameters_as_its_formula_says(family: str, tin
         assert share_of(model.network, trainable_only=True) - head == count(**sizes(family)), method
 
 
-TRACED = [name for name in METHODS if name not in ("head", "full", "freeze", "bitfit")]  # these leave the graph as it is
+OWN_GRAPH = ("houlsby", "parallel", "reft", "prompt", "prefix")  # the others' graphs are the base's, or like one of these
+EXPORTED = [
+    pytest.param(method, family, marks=() if method in OWN_GRAPH and family == "bert" else pytest.mark.slow)
+    for method in METHODS
+    for family in ("bert", "llama")
+    if (method, family) not in REFUSED
+]
 
 
-@pytest.mark.parametrize("family", ["bert", pytest.param("llama", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("method", TRACED)
+@pytest.mark.parametrize(("method", "family"), EXPORTED)
 def test_a_method_exports(method: str, family: str, tiny_source: Callable[[str], Source], tmp_path: Path) -> None:
     model = start(tiny_source(family), method)
     take_step(model)
@@ -283,6 +290,22 @@ def test_adapters_can_spare_the_first_blocks(tiny_source: Callable[[str], Source
 def test_a_model_that_keeps_its_adapters_is_not_cut(tiny_source: Callable[[str], Source]) -> None:
     with pytest.raises(InputError, match="adapted with Pfeiffer cannot be made smaller"):
         start(tiny_source("bert"), "pfeiffer").shrink(make_step("depth:layers=0"))
+
+
+def test_a_budget_is_refused_before_such_a_method_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="adapted with Pfeiffer cannot be made smaller"):
+        fit([{"text": "good", "label": "a"}], tmp_path / "run", method="pfeiffer", max_mb=1.0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_prompt_leaves_the_texts_less_room(tiny_source: Callable[[str], Source]) -> None:
+    rows = [{"text": row.text, "label": row.target} for row in tiny_models.make_rows(60)]
+    recipe = {"model": str(tiny_source("bert").folder), "method": "prompt:text=the good film"}
+    model = prepare(resolve({}, recipe), rows).model
+    assert model.encoder.max_length == 37
+    assert model.changes == (make_method("prompt:tokens=3,text=the good film,ids=5+20+13"),)
+    with pytest.raises(InputError, match=r"takes at most 37 tokens beside the 3 of prompt"):
+        prepare(resolve({}, {**recipe, "method": "prompt:tokens=3", "max_length": 38}), rows)
 
 
 def test_what_can_be_folded_is_folded_beside_what_stays(tiny_source: Callable[[str], Source], tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from lightune.adapters import read_adapter, write_adapter
     from lightune.benchmarking import measure as benchmark
     from lightune.comparing import compare
     from lightune.data import Example, Examples, read, split
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from lightune.training import Training
 
 _HOMES = {
+    **dict.fromkeys(("read_adapter", "write_adapter"), "adapters"),
     "benchmark": "benchmarking:measure", "compare": "comparing", "report": "reports:write_report",
     **dict.fromkeys(("Example", "Examples", "read", "split"), "data"),
     **dict.fromkeys(("CheckFailed", "InputError", "IntegrityError", "LightuneError", "MissingExtra"), "errors"),
@@ -33,8 +35,8 @@ _HOMES = {
 
 __all__ = [
     "CheckFailed", "Example", "Examples", "InputError", "IntegrityError", "LightuneError", "MissingExtra", "Model", "Recipe", "Run", "Scores",
-    "Training", "benchmark", "compare", "evaluate", "export", "fit", "load", "open_run", "read", "report", "resume", "shrink",
-    "split",
+    "Training", "benchmark", "compare", "evaluate", "export", "fit", "load", "open_run", "read", "read_adapter", "report", "resume",
+    "shrink", "split", "write_adapter",
 ]  # fmt: skip
 
 

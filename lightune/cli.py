@@ -291,7 +291,7 @@ def shrink(
 @app.command
 def export(
     run: Annotated[str, Parameter(help="a finished run")], /, *,
-    to: Annotated[list[str] | None, Parameter(help="onnx, onnx-int8 [default: onnx-int8]", consume_multiple=True, negative="")] = None,
+    to: Annotated[list[str] | None, Parameter(help="onnx, onnx-int8, onnx-int4, a spec such as onnx:weights=4,rounding=gptq, or peft: what the method trained, in PEFT's format [default: onnx-int8]", consume_multiple=True, negative="")] = None,
     json: Json = False,
 ) -> int:  # fmt: skip
     """Export a run's model again: write, run, compare, score and time; refuse what does not answer as the model does."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lightune import __version__, architectures, benchmarking, contrast, exporting, exports, models, shrinking
+from lightune.adapters import write_adapter
 from lightune.errors import CheckFailed, InputError, LightuneError
 from lightune.evaluation import Scores, evaluate
 from lightune.methods import make_method, method_name, read_spec
@@ -25,6 +26,8 @@ from lightune.steps import check_lasting
 from lightune.training import Evaluation, Training
 
 SPARE = 0.95  # of the seconds that training may take: what the forecast of two steps may be wrong by
+
+PEFT = "peft"  # an export of the method alone, which is no artefact that runs by itself
 
 
 def fit(
@@ -119,6 +122,9 @@ def export_again(folder: str | Path, targets: Sequence[str], *, watch: Watch = l
     scores = evaluate(model, rows, resamples=0)
     for target in targets:
         path = run.artifacts / exports.folder_name(target)
+        if target == PEFT:
+            watch(Told(f"What the method trained is in PEFT's format now: {write_adapter(model, path)}"))
+            continue
         entry = exporting.export(
             model,
             target,

@@ -10,6 +10,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from lightune import __version__, benchmarking, models
 from lightune.evaluation import evaluate
 from lightune.exports import onnx
+from lightune.precision import FP32, INT8
 from lightune.preparation import read_all
 from lightune.recipes import TrainOptions, read_recipe, resolve
 from lightune.runtime import load, manifest
@@ -46,7 +47,7 @@ def write(model, folder, precision):
 
 def dynamic_int8(model, train, folder):
     """The whole model through onnxruntime's quantize_dynamic, matrices and tables, signed 8 bits with reduced range as CPUs without VNNI need."""
-    write(model, folder, "fp32")
+    write(model, folder, FP32)
     path = folder / "model.onnx"
     shutil.move(path, folder / "fp32.onnx")
     quantize_dynamic(
@@ -66,7 +67,7 @@ def half_depth(model, train, folder):
     model.shrink(dataclasses.replace(step, layers=tuple(range(0, layers, 2))), None)
     for _ in Training(model, train, [], TrainOptions(epochs=EPOCHS)).steps():
         pass
-    return write(model, folder, "int8")
+    return write(model, folder, INT8)
 
 
 def pruned(model, train, folder):
@@ -75,4 +76,4 @@ def pruned(model, train, folder):
         if isinstance(module, torch.nn.Linear):
             torch.nn.utils.prune.l1_unstructured(module, "weight", 0.5)
             torch.nn.utils.prune.remove(module, "weight")
-    return write(model, folder, "int8")
+    return write(model, folder, INT8)

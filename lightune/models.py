@@ -234,7 +234,7 @@ def load(folder: str | Path) -> Model:
     if _sha256(weights) != facts["sha256"]:
         raise IntegrityError(f"{weights} is not the file that was saved: its sha256 differs. Copy the whole folder again.")
     base = Base(**facts["base"])
-    backbone = _quietly(lambda: bare_backbone(base.config)) if facts["self_contained"] else _same_base(base)
+    backbone = _quietly(lambda: bare_backbone(base.config)) if facts["self_contained"] else load_base(base)
     encoder = Encoder.from_file(folder / "tokenizer.json", **facts["tokenizer"])
     answers = Answers.from_dict(facts["answers"])
     network = Network(backbone, answers.outputs, facts["pooling"], encoder.inputs)
@@ -365,7 +365,7 @@ def bare_backbone(values: dict[str, Any]) -> torch.nn.Module:
     )
 
 
-def _same_base(base: Base) -> torch.nn.Module:
+def load_base(base: Base) -> torch.nn.Module:
     source = sources.resolve_model(base.name, revision=base.revision)
     if source.sha256 != base.sha256:
         raise InputError(

@@ -281,7 +281,7 @@ class Training:
 
     def _new_optimizer(self) -> Optimizer:
         last = self.model.changes[-1]
-        multiple = {"multiple": last.multiple} if hasattr(last, "multiple") else {}
+        multiple = {"multiple": last.rate_multiple} if hasattr(last, "rate_multiple") else {}
         return Optimizer(self.options.optimizer, self.network, self.rate, self.options.weight_decay, **multiple)
 
     def alarms(self) -> list[str]:

@@ -9,7 +9,7 @@ The contract of a method class (a frozen dataclass of options):
     taken -> int                only where it puts tokens of its own before every text: how many positions of the longest input these need
     read(text) -> dict          only where its spec has another form than key=value: its options in what follows the name
     edits_base -> bool          only where frozen weights are changed too: whether a saved model must hold them all
-    multiple(name) -> float     only where some parameters have rates of their own: by what the rate is multiplied, by the parameter's name
+    rate_multiple(name) -> float  only where some parameters have rates of their own: by what the rate is multiplied, by the parameter's name
     plan(model, examples)       only where it must see the tokenizer or the data: gives the same class with everything explicit, which is
                                 what is applied and saved
 

@@ -54,7 +54,7 @@ class LoRA:
         """Whether the frozen weights are no longer the base's, so that a saved model must hold them."""
         return self.init == "pissa"
 
-    def multiple(self, name: str) -> float:
+    def rate_multiple(self, name: str) -> float:
         """The factor of the learning rate for a trained parameter."""
         return self.up_rate if name.endswith(".up") else 1.0
 

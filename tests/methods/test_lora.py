@@ -82,7 +82,7 @@ def test_what_does_not_fit_is_refused(tiny_source: Callable[[str], Source]) -> N
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd", "rprop"])
 def test_the_second_matrix_has_its_own_rate(optimizer: str, tiny_source: Callable[[str], Source]) -> None:
     model = start(tiny_source("bert"), "lora:up_rate=16")
-    made = Optimizer(optimizer, model.network, 1e-3, 0.01, model.changes[-1].multiple)
+    made = Optimizer(optimizer, model.network, 1e-3, 0.01, model.changes[-1].rate_multiple)
     names = {id(item): name for name, item in model.network.named_parameters()}
     for rate in (1e-3, 4e-4):
         made.set_rate(rate)

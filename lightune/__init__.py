@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lightune.adapters import read_adapter, write_adapter
     from lightune.benchmarking import measure as benchmark
+    from lightune.blending import blend
     from lightune.comparing import compare
     from lightune.data import Example, Examples, read, split
     from lightune.errors import CheckFailed, InputError, IntegrityError, LightuneError, MissingExtra
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from lightune.training import Training
 
 _HOMES = {
-    **dict.fromkeys(("read_adapter", "write_adapter"), "adapters"),
+    **dict.fromkeys(("read_adapter", "write_adapter"), "adapters"), "blend": "blending",
     "benchmark": "benchmarking:measure", "compare": "comparing", "report": "reports:write_report",
     **dict.fromkeys(("Example", "Examples", "read", "split"), "data"),
     **dict.fromkeys(("CheckFailed", "InputError", "IntegrityError", "LightuneError", "MissingExtra"), "errors"),
@@ -35,7 +36,7 @@ _HOMES = {
 
 __all__ = [
     "CheckFailed", "Example", "Examples", "InputError", "IntegrityError", "LightuneError", "MissingExtra", "Model", "Recipe", "Run", "Scores",
-    "Training", "benchmark", "compare", "evaluate", "export", "fit", "load", "open_run", "read", "read_adapter", "report", "resume",
+    "Training", "benchmark", "blend", "compare", "evaluate", "export", "fit", "load", "open_run", "read", "read_adapter", "report", "resume",
     "shrink", "split", "write_adapter",
 ]  # fmt: skip
 

@@ -59,7 +59,9 @@ def blend(models: Sequence[Model], *, weights: Sequence[float] = (), how: str = 
     network: Any = copy.deepcopy(whole[0].network)
     plain = base.state_dict()
     states = [model.network.backbone.state_dict() for model in whole]
-    if any({name: value.shape for name, value in state.items()} != {name: value.shape for name, value in plain.items()} for state in states):
+    if any(
+        {name: value.shape for name, value in state.items()} != {name: value.shape for name, value in plain.items()} for state in states
+    ):
         raise InputError("These models no longer have the shape of their base: what shrinking or added parts changed cannot be blended.")
     with torch.no_grad():
         for name, value in network.backbone.state_dict().items():
@@ -88,7 +90,9 @@ def _check(models: Sequence[Model], weights: Sequence[float], how: str, density:
         if model.base.sha256 != first.base.sha256:
             raise InputError(f"The models stand on different bases: {first.base.name} and {model.base.name}. Blend models of one base.")
         if (model.answers.kind, model.answers.labels) != (first.answers.kind, first.answers.labels):
-            raise InputError("The models have different labels. Train them on the same labels, and blend what they learned from different data.")
+            raise InputError(
+                "The models have different labels. Train them on the same labels, and blend what they learned from different data."
+            )
     return torch.tensor(list(weights) or [1 / len(models)] * len(models), dtype=torch.float32)
 
 

@@ -366,6 +366,11 @@ def bare_backbone(values: dict[str, Any]) -> torch.nn.Module:
 
 
 def load_base(base: Base) -> torch.nn.Module:
+    """The pretrained backbone that a model started from.
+
+    Raises:
+        InputError: it is not here any more, or has other weights.
+    """
     source = sources.resolve_model(base.name, revision=base.revision)
     if source.sha256 != base.sha256:
         raise InputError(

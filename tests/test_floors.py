@@ -28,7 +28,7 @@ FLOORS = (
     {"exporting", "costs", "probes"},
     {"reports"},
     {"preparation", "planning", "students"},
-    {"shrinking"},
+    {"shrinking", "blending"},
     {"fitting", "comparing", "predictors", "inspection", "anatomy", "knobs", "profiling", "listing"},
     {"terminal", "cli", "__main__"},
 )

@@ -49,6 +49,7 @@ class Candidate:
 
     steps: specs of shrink steps in the order in which they are applied. target: the export's spec.
     bytes, milliseconds, resident: predicted. damage: expected loss, from 0 (none) to 1.
+    follows: the number of the candidate that this one goes on from, trained with the roundings of its target; None for others.
     """
 
     shape: Shape
@@ -58,6 +59,7 @@ class Candidate:
     milliseconds: float
     resident: int
     damage: float
+    follows: int | None = None
 
     @property
     def name(self) -> str:
@@ -66,7 +68,8 @@ class Candidate:
         if not shape.layers:
             return f"static · {shape.hidden} dimensions · {shape.vocabulary:,} tokens · {shape.tables}-bit tables"
         layers = f"{shape.layers} layer{'s' * (shape.layers > 1)}"
-        return f"{layers} · hidden {shape.hidden} · ffn {shape.ffn} · {shape.vocabulary:,} tokens · {shape.tables}-bit tables"
+        aware = " · trained rounded" * (self.follows is not None)
+        return f"{layers} · hidden {shape.hidden} · ffn {shape.ffn} · {shape.vocabulary:,} tokens · {shape.tables}-bit tables{aware}"
 
 
 def enumerate_candidates(base: Shape, costs: Costs, lose: Lose, vocabularies: Sequence[int], percentile: int = 50) -> Iterator[Candidate]:

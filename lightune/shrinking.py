@@ -27,11 +27,13 @@ from lightune.exports import onnx, sensitivity
 from lightune.models import Model
 from lightune.options import format_spec
 from lightune.planning import Candidate
+from lightune.precision import FP32
 from lightune.preparation import Interrupted, Told, Watch, read_all, stop_on_signals
 from lightune.recipes import Budget, Recipe, parse_seconds, read_recipe, resolve
 from lightune.reports import write_card, write_front_csv, write_report
 from lightune.runs import Run, full_disk_told, open_run
 from lightune.runtime import load as load_artifact
+from lightune.simulation import simulated
 from lightune.sources import locate_data
 from lightune.steps import check_lasting, make_step
 from lightune.vocabularies import Vocabulary
@@ -43,6 +45,7 @@ DEV_SHARE, MOST_DEV = 0.1, 1000  # rows held out where the run has no developmen
 STATIC_SECONDS = 60.0
 STATIC_WIDTH = 128
 ALLOWED_LOSS = 0.003  # of the development score by quantization, before it is trained for
+AWARE_SHARE = 0.1  # of the time for that training
 AGREE = 0.99  # share of answers that mixed precision should leave as they are
 CHECKPOINT_SECONDS = 30.0
 EXPORT_SECONDS = 12.0  # what exporting, comparing and timing one candidate takes, about
@@ -213,9 +216,9 @@ class Search:
         """Plan, train in rungs of successive halving, export and score everything; what an earlier sitting did is not done again."""
         if not self.state["candidates"]:
             self._plan()
-        known = [Candidate(**{**item, "shape": Shape(**item["shape"]), "steps": tuple(item["steps"])}) for item in self.state["candidates"]]
-        regular = [number for number, item in enumerate(known) if item.shape.layers]
-        for number in sorted(set(range(len(known))) - set(regular)):
+        known = self._known()
+        regular = [number for number, item in enumerate(known) if item.shape.layers and item.follows is None]
+        for number in [number for number, item in enumerate(known) if not item.shape.layers]:
             self._train(number, known[number], "static", min(STATIC_SECONDS, self.seconds / 10))
         left = self.seconds - self.state["planned"] - STATIC_SECONDS - EXPORT_SECONDS * (len(regular) + 3)
         times = planning.share_time(max(left, 1.0), len(regular))
@@ -224,7 +227,33 @@ class Search:
         for number in self._best(regular, 2) if times["second"] else ():
             self._train(number, known[number], "second", times["second"])
         for number in self._best(regular, 1) or regular[:1]:
-            self._train(number, known[number], "winner", max(times["winner"] / 2, self.seconds - self.elapsed - 3 * EXPORT_SECONDS))
+            aware = AWARE_SHARE * self.seconds if self._suffers(number) else 0.0
+            self._train(number, known[number], "winner", max(times["winner"] / 2, self.seconds - self.elapsed - 3 * EXPORT_SECONDS - aware))
+            if self._suffers(number) and not self.stopping:
+                self._train_rounded(number)
+
+    def _known(self) -> list[Candidate]:
+        """The candidates that were written down."""
+        return [Candidate(**{**item, "shape": Shape(**item["shape"]), "steps": tuple(item["steps"])}) for item in self.state["candidates"]]
+
+    def _suffers(self, number: int) -> bool:
+        """Whether a candidate's file scores lower than its model by more than is allowed."""
+        lost = next((point["lost"] for point in self.state["points"] if point["id"] == number), 0.0)
+        return bool(lost > ALLOWED_LOSS)
+
+    def _train_rounded(self, number: int) -> None:
+        """Go on from a candidate with its matrices rounded as its file rounds them, as a candidate of its own."""
+        known = self._known()
+        rounded = next((place for place, item in enumerate(known) if item.follows == number), len(known))
+        if rounded == len(known):
+            target = next(point["target"] for point in self.state["points"] if point["id"] == number)
+            known.append(dataclasses.replace(known[number], follows=number, target=target))
+            self.state["candidates"].append(dataclasses.asdict(known[-1]))
+            folders = [self.ground.run.folder / "candidates" / str(place) / "model" for place in (number, rounded)]
+            with full_disk_told(folders[1]):
+                shutil.copytree(folders[0], folders[1], dirs_exist_ok=True)
+            self._write_state()
+        self._train(rounded, known[rounded], "rounded", AWARE_SHARE * self.seconds)
 
     def _plan(self) -> None:
         """The candidates that are worth training, written down before the first begins."""
@@ -281,21 +310,13 @@ class Search:
             student = models.load(folder / "model")
         else:
             student = students.make_student(lesson, [spec for spec in candidate.steps if not spec.startswith("vocab")])
-        course = students.Course(
-            student, lesson, self.ground.dev, self.ground.recipe.distill, self._train_options(), teachers=self.ground.teachers,
-            epochs=self.state["running"].get(name) or (self.epochs if self.steps else None), seconds=seconds,
-        )  # fmt: skip
-        self.state["running"][name] = course.epochs
-        self._write_state()
-        self.watch(course.forecast)
         begin = time.monotonic()
-        last = float("inf") if self.epochs else begin + LATE * seconds + EXPORT_SECONDS
-        for fact in course.steps(folder / "checkpoints", CHECKPOINT_SECONDS, lambda: self.stopping or time.monotonic() > last):
-            self.watch(fact)
+        rounding = FP32 if candidate.follows is None else exports.find_export(candidate.target).precision
+        with simulated(student.network, rounding):
+            self._take_course(name, student, lesson, seconds)
         if self.stopping:
             self._write_state()
             return
-        course.training.keep_best()
         with full_disk_told(folder):
             student.save(folder / "model")
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
@@ -303,10 +324,27 @@ class Search:
         self.state["done"].append(name)
         self._write_state()
 
+    def _take_course(self, name: str, student: Model, lesson: students.Lesson, seconds: float) -> None:
+        """Let a student learn for some time, or go on where it was stopped; at the end it holds its best weights."""
+        course = students.Course(
+            student, lesson, self.ground.dev, self.ground.recipe.distill, self._train_options(), teachers=self.ground.teachers,
+            epochs=self.state["running"].get(name) or (self.epochs if self.steps else None), seconds=seconds,
+        )  # fmt: skip
+        self.state["running"][name] = course.epochs
+        self._write_state()
+        self.watch(course.forecast)
+        last = float("inf") if self.epochs else time.monotonic() + LATE * seconds + EXPORT_SECONDS
+        folder = self.ground.run.folder / "candidates" / name.partition("/")[0] / "checkpoints"
+        for fact in course.steps(folder, CHECKPOINT_SECONDS, lambda: self.stopping or time.monotonic() > last):
+            self.watch(fact)
+        if not self.stopping:
+            course.training.keep_best()
+
     def _record(self, number: int, candidate: Candidate, student: Model, seconds: float) -> None:
         """Export a student, score the file on the development rows, and put the point among the others."""
         folder = self.ground.run.folder / "candidates" / str(number) / "artifact"
         entry = self._export(student, candidate, folder)
+        whole = evaluate(student, self.ground.dev, part="dev", resamples=0)[student.task.primary]
         before = next((point["seconds"] for point in self.state["points"] if point["id"] == number), 0.0)
         primary = self.ground.model.task.primary
         shape = dataclasses.asdict(candidate.shape if candidate.shape.layers == 0 or not self.steps else Shape.of(student))
@@ -317,7 +355,7 @@ class Search:
             "resident_bytes": entry["resident_bytes"], "dev": {primary: score}, "score": score, "test": None,
             "kept": round(score / self.ground.reference["score"], 6) if self.ground.reference["score"] else None, "on_front": False,
             "artifact": str(folder.relative_to(self.ground.run.folder)), "seconds": round(before + seconds, 1), "parity": entry["parity"],
-            "sha256": entry["sha256"],
+            "sha256": entry["sha256"], "lost": round(whole - score, 6),
         }  # fmt: skip
         point["holds"] = {name.removeprefix("max_"): value <= limit for name, value, limit in self.costs_of(point)}
         self.state["points"] = [old for old in self.state["points"] if old["id"] != number] + [point]

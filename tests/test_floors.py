@@ -23,7 +23,7 @@ FLOORS = (
     {"tasks", "methods", "kernels", "dimensions", "renumbering"},
     {"networks", "optimizers", "steps"},
     {"models"},
-    {"training", "evaluation", "benchmarking", "importance", "augmentation", "distillation", "contrast", "adapters"},
+    {"training", "evaluation", "benchmarking", "importance", "augmentation", "distillation", "contrast", "adapters", "simulation"},
     {"runs", "exports"},
     {"exporting", "costs", "probes"},
     {"reports"},

@@ -14,6 +14,7 @@ import tiny_models
 
 from lightune import fitting, models, shrinking
 from lightune.errors import CheckFailed, InputError
+from lightune.grids import fit_grid
 from lightune.preparation import Interrupted
 from lightune.recipes import parse_seconds
 from lightune.runtime import load as load_artifact
@@ -64,6 +65,22 @@ def test_named_steps_give_a_smaller_proven_file(run: Path) -> None:
     assert agreed >= 0.95
     assert found.record["budget"]["kept"]["value"] > 0.8
     assert found.record["met"] is None  # nothing was asked
+
+
+def test_a_student_that_suffers_from_few_bits_goes_on_with_rounded_weights(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shrinking, "ALLOWED_LOSS", -1.0)  # whatever is lost is too much
+    shrinking.shrink(run, steps=["depth=1"], epochs=1.0, **FAST)
+    state = json.loads((run / "search.json").read_text())
+    assert [item["follows"] for item in state["candidates"]] == [None, 0]
+    assert state["done"] == ["0/winner", "1/rounded"]
+    plain, rounded = (models.load(run / "candidates" / name / "model").network for name in "01")
+    name = "backbone.encoder.layer.0.output.dense.weight"
+    assert not np.array_equal(plain.get_parameter(name).detach(), rounded.get_parameter(name).detach())
+    weight = rounded.get_parameter(name).detach().numpy()
+    grid = fit_grid(weight, 8)
+    np.testing.assert_allclose(grid.restore(grid.round(weight)), weight, atol=1e-6)
+    shrinking.shrink(run, steps=["depth=1"], epochs=1.0, **FAST)  # everything is done: nothing is trained again
+    assert json.loads((run / "search.json").read_text())["done"] == state["done"]
 
 
 @pytest.fixture(scope="module")

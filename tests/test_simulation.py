@@ -1,0 +1,78 @@
+"""Training sees the weights as they will be exported, and leaves them there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+
+from lightune.architectures import blocks, linears
+from lightune.exports import find_export
+from lightune.grids import fit_grid
+from lightune.models import Model
+from lightune.precision import Precision
+from lightune.recipes import TrainOptions
+from lightune.runtime import load
+from lightune.simulation import simulated
+from lightune.sources import Source, resolve_model
+from lightune.training import Training
+
+ROWS = tiny_models.make_rows(40)
+OPTIONS = TrainOptions(epochs=2, batch_size=8, rate=2e-3, head_dropout=0.0, device="cpu", precision="fp32", threads=1)
+
+
+def matrices(model: Model) -> list[np.ndarray]:
+    """Rows of every matrix inside the blocks."""
+    found = [layer for block in blocks(model.network.backbone) for _, layer in linears(block)]
+    return [(layer.weight if type(layer).__name__ == "Linear" else layer.weight.T).detach().numpy() for layer in found]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_weights_lie_on_their_grid_after_training(family: str, bits: int, tiny_source: Callable[[str], Source]) -> None:
+    model = tiny_models.start(tiny_source(family), ROWS)
+    names, before = set(model.trainable()), matrices(model)
+    with simulated(model.network, Precision(weights=bits)):
+        training = Training(model, ROWS, [], OPTIONS)
+        losses = [fact.loss for fact in training.steps()]
+    assert set(model.trainable()) == names
+    assert losses[-1] < losses[0]
+    after = matrices(model)
+    assert all(np.abs(new - old).max() > 1e-4 for new, old in zip(after, before, strict=True))
+    if bits == 8:
+        for rows in after:
+            grid = fit_grid(rows, 8)
+            np.testing.assert_allclose(grid.restore(grid.round(rows)), rows, atol=1e-6)
+
+
+def test_the_gradient_passes_the_rounding(tiny_source: Callable[[str], Source]) -> None:
+    model = tiny_models.start(tiny_source("bert"), ROWS)
+    layer = model.network.backbone.encoder.layer[0].output.dense  # type: ignore[union-attr, index]
+    with simulated(model.network, Precision(weights=8)):
+        (layer.weight * 3).sum().backward()
+        original = layer.parametrizations.weight.original
+        torch.testing.assert_close(original.grad, torch.full_like(original, 3.0))
+        assert not torch.equal(layer.weight, original)
+
+
+def test_what_is_kept_whole_stays(tiny_source: Callable[[str], Source]) -> None:
+    model = tiny_models.start(tiny_source("bert"), ROWS)
+    layer = model.network.backbone.encoder.layer[1].output.dense  # type: ignore[union-attr, index]
+    before = layer.weight.clone()
+    with simulated(model.network, Precision(weights=4, keep=("layer.1.output.dense",))):
+        pass
+    torch.testing.assert_close(layer.weight, before, rtol=0, atol=0)
+
+
+def test_trained_so_a_model_answers_as_its_file(tmp_path: Path) -> None:
+    model = tiny_models.start(resolve_model(tiny_models.save_base("bert", tmp_path / "bert", hidden_size=64, intermediate_size=96)), ROWS)
+    with simulated(model.network, Precision(weights=8)):
+        for _ in Training(model, ROWS, [], OPTIONS).steps():
+            pass
+    model.network.eval()
+    artifact = load(find_export("onnx:weights=8,activations=32").write(model, tmp_path / "small"))
+    np.testing.assert_allclose(artifact.logits(ROWS), model.logits(ROWS), atol=1e-4)

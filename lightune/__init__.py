@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from lightune.reports import write_report as report
     from lightune.runs import Run, open_run
     from lightune.shrinking import shrink
+    from lightune.switching import Switchboard
     from lightune.training import Training
 
 _HOMES = {
@@ -31,12 +32,12 @@ _HOMES = {
     **dict.fromkeys(("CheckFailed", "InputError", "IntegrityError", "LightuneError", "MissingExtra"), "errors"),
     **dict.fromkeys(("Scores", "evaluate"), "evaluation"), "export": "exporting",
     **dict.fromkeys(("fit", "resume"), "fitting"), **dict.fromkeys(("Model", "load"), "models"),
-    "Recipe": "recipes", **dict.fromkeys(("Run", "open_run"), "runs"), "shrink": "shrinking", "Training": "training",
+    "Recipe": "recipes", **dict.fromkeys(("Run", "open_run"), "runs"), "shrink": "shrinking", "Switchboard": "switching", "Training": "training",
 }  # fmt: skip
 
 __all__ = [
     "CheckFailed", "Example", "Examples", "InputError", "IntegrityError", "LightuneError", "MissingExtra", "Model", "Recipe", "Run", "Scores",
-    "Training", "benchmark", "blend", "compare", "evaluate", "export", "fit", "load", "open_run", "read", "read_adapter", "report", "resume",
+    "Switchboard",     "Training", "benchmark", "blend", "compare", "evaluate", "export", "fit", "load", "open_run", "read", "read_adapter", "report", "resume",
     "shrink", "split", "write_adapter",
 ]  # fmt: skip
 

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import torch
+from onnx import TensorProto
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from lightune import __version__, benchmarking, models
@@ -51,7 +52,12 @@ def dynamic_int8(model, train, folder):
     path = folder / "model.onnx"
     shutil.move(path, folder / "fp32.onnx")
     quantize_dynamic(
-        folder / "fp32.onnx", path, weight_type=QuantType.QInt8, reduce_range=True, op_types_to_quantize=["MatMul", "Gather", "Gemm"]
+        folder / "fp32.onnx",
+        path,
+        weight_type=QuantType.QInt8,
+        reduce_range=True,
+        op_types_to_quantize=["MatMul", "Gather", "Gemm"],
+        extra_options={"DefaultTensorType": TensorProto.FLOAT},
     )
     (folder / "fp32.onnx").unlink()
     manifest.write(folder, __version__)

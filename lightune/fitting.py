@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lightune import __version__, architectures, benchmarking, contrast, exporting, exports, models, shrinking
+from lightune import __version__, architectures, benchmarking, choosing, contrast, exporting, exports, models, shrinking
 from lightune.adapters import write_adapter
 from lightune.errors import CheckFailed, InputError, LightuneError
 from lightune.evaluation import Scores, evaluate
@@ -59,9 +59,10 @@ def fit(
     flags = {**options, **({"train": str(named)} if named is not None else {})}
     recipe = resolve(dataclasses.asdict(recipe) if recipe else {}, flags)
     find_targets(recipe)
-    method = make_method(recipe.method)
-    if recipe.budget.limits:
-        check_lasting([method])
+    if not choosing.is_auto(recipe.method):
+        method = make_method(recipe.method)
+        if recipe.budget.limits:
+            check_lasting([method])
     find_optimizer(parse_spec(recipe.train.optimizer)[0])
     source = data if data is not None else recipe.data.train
     if isinstance(source, str) and not source:
@@ -70,7 +71,11 @@ def fit(
     leader = is_leader()
     run = new_run(folder, overwrite=overwrite) if leader else Run(folder)
     made = leader and not any(folder.iterdir())
+    choice = None
     try:
+        if choosing.is_auto(recipe.method):
+            choice = choosing.choose(recipe, source, watch)
+            recipe = choice.recipe
         prepared = prepare(recipe, source, watch)
         if recipe.train.contrast:
             contrast.check_suits(prepared.model, recipe.train)
@@ -84,6 +89,8 @@ def fit(
         run.write("recipe.toml", format_recipe(recipe))
         run.write("environment.json", describe_environment(recipe.train.seed))
         run.write("data.json", prepared.facts)
+        if choice:
+            run.write("choice.json", choice.to_dict())
     complete(run, recipe, prepared, watch)
     return _hold_budget(run, recipe, source, watch)
 
@@ -243,6 +250,8 @@ def _finish(run: Run, recipe: Recipe, prepared: Prepared, training: Training, st
         "stopped": stopped, "learned": not alarms, "alarms": alarms, "peak_resident_bytes": peak,
         "weights_bytes": (run.model / "weights.safetensors").stat().st_size,
     }  # fmt: skip
+    if (run.folder / "choice.json").exists():
+        record["choice"] = run.read("choice.json")
     targets = find_targets(recipe)
     if targets or timed:
         watch(Told("Timing the model in PyTorch on one thread"))
@@ -298,5 +307,15 @@ def _clear(run: Run) -> None:
     shrinking.forget(run)
     for name in ("checkpoints", "model", "artifacts"):
         shutil.rmtree(run.folder / name, ignore_errors=True)
-    for name in ("recipe.toml", "environment.json", "data.json", "steps.jsonl", "evaluation.json", "run.json", "report.html", "card.md"):
+    for name in (
+        "recipe.toml",
+        "environment.json",
+        "data.json",
+        "steps.jsonl",
+        "choice.json",
+        "evaluation.json",
+        "run.json",
+        "report.html",
+        "card.md",
+    ):
         (run.folder / name).unlink(missing_ok=True)

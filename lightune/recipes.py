@@ -153,7 +153,7 @@ class Recipe:
     method: str = option(
         "full",
         "how to adapt: full, head, freeze, bitfit, norms, lora, ia3, houlsby, pfeiffer, parallel, reft, prompt, ptuning, prefix, "
-        "peft:NAME, with options as in lora:rank=16,alpha=32",
+        "peft:NAME, with options as in lora:rank=16,alpha=32; auto chooses by short trials, auto:seconds=120",
     )
     to: tuple[str, ...] = option(
         ("onnx-int8",), "what to export: onnx, onnx-int8, onnx-int4, or with options as in onnx:weights=8,tables=4; none exports nothing"

@@ -60,6 +60,7 @@ RUN_KEYS = {
     "learned": "false where an alarm was raised",
     "alarms": "sentences about a run that did not learn",
     "reference": "the model in PyTorch on one thread, measured as artefacts are",
+    "choice": "with `--method auto`: the trials, and why the method was chosen",
 }
 ARTIFACT_KEYS = {
     "target": "export target",

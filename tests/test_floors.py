@@ -39,7 +39,7 @@ FLOORS = (
     {"exporting", "costs", "probes"},
     {"reports"},
     {"preparation", "planning", "students"},
-    {"shrinking", "blending"},
+    {"shrinking", "blending", "choosing"},
     {"fitting", "comparing", "predictors", "inspection", "anatomy", "knobs", "profiling", "listing"},
     {"terminal", "cli", "__main__"},
 )

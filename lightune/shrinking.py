@@ -345,7 +345,7 @@ class Search:
         folder = self.ground.run.folder / "candidates" / str(number) / "artifact"
         entry = self._export(student, candidate, folder)
         whole = evaluate(student, self.ground.dev, part="dev", resamples=0)[student.task.primary]
-        before = next((point for point in self.state["points"] if point["id"] == number), {})
+        before: dict[str, Any] = next((point for point in self.state["points"] if point["id"] == number), {})
         primary = self.ground.model.task.primary
         shape = dataclasses.asdict(candidate.shape if candidate.shape.layers == 0 or not self.steps else Shape.of(student))
         score = entry["scores"][primary]["value"]

@@ -150,7 +150,7 @@ for name, (train, test, flags, _) in SETS.items():
     for point in points:
         point["milliseconds"] = timed.get(str(point["id"]), point)["milliseconds"]
     found[name] = {
-        "command": " ".join(["lightune fit", train, "--test", test, *flags, "&& lightune shrink RUN --keep 0.99 --max-mb", f"{front['limits']['max_mb']:g} --max-ms {front['limits']['max_ms']:g} --time {args.time}"]),
+        "command": " ".join(["lightune fit", train, "--test", test, *flags, "&& lightune shrink RUN --keep 0.99 --max-mb", f"{front['limits']['max_mb']:g} --max-ms {front['limits']['max_ms']:g} --time {front['limits']['time']:.0f}s"]),
         "metric": front["metric"], "reference": reference, "timed": timed, "limits": front["limits"], "chosen": front["chosen"], "points": points,
         "budget": record["budget"], "met": record["met"], "seconds": json.loads((folder / "search.json").read_text())["seconds"],
         "best": {f"{keep:.0%}": best_at(reference, points, keep) for keep in KEEPS},

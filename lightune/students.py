@@ -114,8 +114,6 @@ class Course:
         seconds: float | None = None,
     ) -> None:
         static = not getattr(student.network.backbone.config, "num_hidden_layers", 0)
-        if static:
-            options = dataclasses.replace(options, hidden_weight=0.0, relations_weight=0.0)
         train = dataclasses.replace(
             train, rate=STATIC_RATE if static else train.rate or RATE, patience=None, batch_size=max(train.batch_size, ROWS)
         )
@@ -148,8 +146,10 @@ class Course:
     ) -> Objective:
         blocks = int(getattr(student.network.backbone.config, "num_hidden_layers", 0))
         several = [lesson.teacher] if not teachers else list(teachers)
-        states = distillation.needed_states(options, lesson.teacher, blocks)
+        states = distillation.needed_states(options, lesson.teacher, max(blocks, 1))  # a static student reads what others left there
         observed = distillation.observe(several, lesson.rows.encoded, lesson.folder / ("states" if states else "answers"), states=states)
+        if not blocks:
+            options = dataclasses.replace(options, hidden_weight=0.0, relations_weight=0.0)
         return distillation.imitate(student, observed, options, lesson.labelled, train.label_smoothing)
 
 

@@ -71,5 +71,9 @@ for name in args.only:
             rows[method] = entries[0] if isinstance(entries, list) else next(iter(entries.values()))
         sets.setdefault(name, {})[str(seed)] = rows
 cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
-result = {"command": "python benchmarks/methods.py", "machine": {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform()}, "sets": sets}
+result = {
+    "command": "python benchmarks/methods.py",
+    "machine": {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform()},
+    "sets": sets,
+}
 Path(args.out).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")

@@ -128,7 +128,8 @@ def choose(candidates: Iterable[Candidate], limits: Mapping[str, float], referen
     found = _best_of_each_depth(known, limits)
     if not found:
         return sorted(known, key=lambda item: excess(item, limits))[:1]
-    known = [item for item in known if item.shape.vocabulary == found[0].shape.vocabulary]  # so that the teacher reads the rows once for all
+    # of one vocabulary, so that the teacher reads the rows once for all
+    known = [item for item in known if item.shape.vocabulary == found[0].shape.vocabulary]
     found = _best_of_each_depth(known, limits)
     smaller = {name: value * SPARE if name in ("max_mb", "max_ms") else value for name, value in limits.items()}
     spare = _best_of_each_depth(known, smaller)[:1]

@@ -348,8 +348,7 @@ def _understand(message: dict[str, Any], recipe: Recipe) -> Prepared:
     base = sources.resolve_model(recipe.model)
     task = task_for(Answers.from_dict(message["answers"]))
     model = models.start(base, task, max_length=message["max_length"], pooling=recipe.pooling, seed=recipe.train.seed)
-    method = make_method(recipe.method)
-    return Prepared(**parts, model=model, method=method, facts={}, truncated_tokens=message["truncated_tokens"])
+    return Prepared(**parts, model=model, facts={}, truncated_tokens=message["truncated_tokens"])
 
 
 def _clear(run: Run) -> None:

@@ -18,10 +18,10 @@ from torch.nn import functional
 
 from lightune.data import Example
 from lightune.errors import InputError
-from lightune.models import BATCH, Model
+from lightune.models import Model
 from lightune.networks import Network, tensors
 from lightune.recipes import TrainOptions
-from lightune.runtime.tokenization import Encoded, Encoder, batches
+from lightune.runtime.tokenization import Encoded, Encoder
 from lightune.training import Objective, Rows, Training
 
 TASKS = ("classify", "pair")  # of which a row has one label
@@ -64,6 +64,11 @@ def draw_pairs(labels: np.ndarray, times: int, seed: int = 0) -> Pairs:
     return Pairs(np.concatenate(left), np.concatenate(right), np.concatenate(same))
 
 
+def open_training(model: Model, train: Sequence[Example], dev: Sequence[Example], options: TrainOptions) -> Training:
+    """The training that the options ask for: over pairs, or over the rows themselves."""
+    return warm_up(model, train, options) if options.contrast else Training(model, train, dev, options)
+
+
 def warm_up(model: Model, train: Sequence[Example], options: TrainOptions) -> Training:
     """The contrastive training of a model's base: a Training like any other, over pairs. `fit_head` comes after it.
 
@@ -103,8 +108,7 @@ def compare(encoder: Encoder, encoded: Encoded, labels: np.ndarray, pairs: Pairs
     def losses(network: Network, batch: dict[str, Tensor], targets: Tensor, places: np.ndarray) -> Tensor:
         texts = np.unique(np.concatenate([pairs.left[places], pairs.right[places]]))
         inputs = tensors(encoder.pad(encoded, texts), targets.device)
-        hidden = network.read(**inputs).last_hidden_state
-        vectors = functional.normalize(network.pool(hidden, inputs.get("attention_mask")).float(), dim=-1)
+        vectors = functional.normalize(_pool(network, inputs), dim=-1)
         own = torch.from_numpy(labels[texts]).to(targets.device)
         same = (own[:, None] == own[None]).float()
         apart = 1 - torch.eye(len(texts), device=targets.device)
@@ -136,14 +140,16 @@ def fit_head(model: Model, train: Sequence[Example], dev: Sequence[Example], *, 
 
 def read_vectors(model: Model, encoded: Encoded) -> np.ndarray:
     """The base's pooled vectors of rows, float32 [n, d], as the head sees them."""
-    network = model.network.eval()
+    network = model.network
     found = np.zeros((len(encoded), network.head.in_features), dtype=np.float32)
-    with torch.inference_mode():
-        for rows in batches([len(ids) for ids in encoded.ids], BATCH):
-            inputs = tensors(model.encoder.pad(encoded, rows), model.device)
-            hidden = network.read(**inputs).last_hidden_state
-            found[rows] = network.pool(hidden, inputs.get("attention_mask")).float().cpu().numpy()
+    for rows, vectors in model.read(encoded, lambda batch: _pool(network, batch)):
+        found[rows] = vectors.cpu().numpy()
     return found
+
+
+def _pool(network: Network, batch: dict[str, Tensor]) -> Tensor:
+    """The pooled vectors of a batch's texts, float32 [b, d]."""
+    return network.pool(network.read(**batch).last_hidden_state, batch.get("attention_mask")).float()
 
 
 def _joined(encoded: Encoded, pairs: Pairs) -> Encoded:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,10 @@ from torch import Tensor, nn
 
 from lightune import architectures
 from lightune.errors import InputError
-from lightune.models import BATCH, Model
-from lightune.networks import Network, tensors
+from lightune.models import Model
+from lightune.networks import Network
 from lightune.recipes import DistillOptions
-from lightune.runtime.tokenization import Encoded, batches
+from lightune.runtime.tokenization import Encoded
 from lightune.training import Objective
 
 READERS = ("queries", "keys", "values")  # of the last block: what MiniLM's relations compare
@@ -72,7 +73,7 @@ def read_logits(teachers: Sequence[Model], encoded: Encoded) -> np.ndarray:
     """The mean logits of teachers for rows, float32 [n, k]."""
     logits = np.zeros((len(encoded), teachers[0].answers.outputs), dtype=np.float32)
     for teacher in teachers:
-        for rows, found in _passes(teacher, encoded, ()):
+        for rows, found in teacher.read(encoded, partial(_read, teacher.network, states=())):
             logits[rows] += found["logits"].cpu().numpy() / len(teachers)
     return logits
 
@@ -157,7 +158,7 @@ def _record(teachers: Sequence[Model], encoded: Encoded, folder: Path, states: S
         name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float16, (int(offsets[-1]), width.hidden_size)) for name in states
     }
     for teacher in teachers:
-        for rows, found in _passes(teacher, encoded, states if teacher is first else ()):
+        for rows, found in teacher.read(encoded, partial(_read, teacher.network, states=states if teacher is first else ())):
             logits[rows] += found.pop("logits").cpu().numpy() / len(teachers)
             for name, vectors in found.items():
                 values = vectors.cpu().numpy()
@@ -167,16 +168,6 @@ def _record(teachers: Sequence[Model], encoded: Encoded, folder: Path, states: S
     for name in tuple(files):
         files.pop(name).flush()
     np.save(folder / "logits.npy", logits)
-
-
-def _passes(teacher: Model, encoded: Encoded, states: Sequence[str]) -> Iterator[tuple[np.ndarray, dict[str, Tensor]]]:
-    """The places of each batch and what the teacher gives for it."""
-    was_training = teacher.network.training
-    teacher.network.eval()
-    with torch.inference_mode():
-        for rows in batches([len(ids) for ids in encoded.ids], BATCH):
-            yield rows, _read(teacher.network, tensors(teacher.encoder.pad(encoded, rows), teacher.device), states)
-    teacher.network.train(was_training)
 
 
 def _read(network: Network, batch: dict[str, Tensor], states: Sequence[str]) -> dict[str, Tensor]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +15,9 @@ from lightune.exports.staging import staged
 from lightune.models import Merged, Model
 from lightune.runtime import load as load_artifact
 from lightune.runtime.manifest import sha256
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 PARITY_ROWS = 256  # development rows on which an artefact is compared with its model
 SAMPLE_ROWS = 64
@@ -33,6 +35,7 @@ def export(
     sample: Sequence[Example] = (),
     reference: Scores | None = None,
     name: str | None = None,
+    graph: ir.Model | None = None,
     tell: Tell = lambda _: None,
 ) -> dict[str, Any]:
     """Write the model for a target, prove that the file answers as the model does, score and time it.
@@ -42,6 +45,7 @@ def export(
         sample: rows, labelled or not, on which the ranges of activations are seen where these are quantized; `dev` by default.
         reference: the model's own scores on `test`, from which the kept share is computed.
         name: what the artefact calls itself; the base's name by default.
+        graph: that of the folded network, from `exports.onnx.trace`, so that several targets cost one trace.
 
     Returns:
         The artefact's entry of `run.json`.
@@ -54,7 +58,7 @@ def export(
     rows = list(dev[:PARITY_ROWS]) or list(test[:PARITY_ROWS])
     with staged(folder) as draft:  # what does not answer as the model does never takes the place of what did
         tell(f"Writing {target}")
-        found.write(merged, draft, name=name, sample=sample[:SAMPLE_ROWS] or dev[:SAMPLE_ROWS])
+        found.write(merged, draft, name=name, sample=sample[:SAMPLE_ROWS] or dev[:SAMPLE_ROWS], graph=graph)
         tell(f"Comparing {target} with the model on {len(rows)} rows")
         parity = exports.verify(model.logits(rows), draft, rows, found.tolerance)
     artifact = load_artifact(folder, threads=1)
@@ -82,8 +86,7 @@ def fold(model: Model) -> Model:
     ]
     if not live:
         return model
-    same = Model(copy.deepcopy(model.network), model.task, model.encoder, model.base, model.changes)
-    return same.merge()
+    return model.copy().merge()
 
 
 def measure_reference(model: Model, examples: Sequence[Example], weights: Path) -> dict[str, Any]:

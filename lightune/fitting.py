@@ -174,10 +174,7 @@ def complete(run: Run, recipe: Recipe, prepared: Prepared, watch: Watch, *, resu
     Raises:
         CheckFailed: an export does not answer as the model does. Interrupted: as for `fit`. InputError: too few seconds.
     """
-    if recipe.train.contrast:
-        training = contrast.warm_up(prepared.model, prepared.train, recipe.train)
-    else:
-        training = Training(prepared.model, prepared.train, prepared.dev, recipe.train)
+    training = contrast.open_training(prepared.model, prepared.train, prepared.dev, recipe.train)
     done = training.restore(run.checkpoints) if resumed else 0
     if done:
         watch(Told(f"Going on after step {done} of {training.total}."))

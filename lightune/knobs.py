@@ -17,7 +17,6 @@ from lightune.importance import Importance
 from lightune.models import Model
 from lightune.profiling import Setting, measure_export
 from lightune.steps import make_step
-from lightune.students import copy_model
 
 CURVE = 40  # points of a curve, beside its beginning
 STEPS = {"depth": "depth=1/2", "ffn": "ffn=1/2", "heads": "heads=1/2", "hidden": "hidden=1/2", "vocab": "vocab=1/4"}
@@ -67,7 +66,7 @@ def measure_savings(
 
 def _after_step(model: Model, knob: str, setting: Setting, known: Importance | None) -> Saving:
     """What a copy of the model costs after one step."""
-    student = copy_model(model).shrink(make_step(STEPS[knob]), known or level_importance(model))
+    student = model.copy().shrink(make_step(STEPS[knob]), known or level_importance(model))
     cost = measure_export(student, trace(student.network.eval(), student.encoder.inputs), PLAIN, setting)
     return Saving(knob, STEPS[knob], *cost, lost_share(known, knob, Shape.of(student)) if known else None)
 

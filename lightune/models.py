@@ -5,15 +5,16 @@ Loading replays the changes on the base and then fills the tensors strictly, so 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import inspect
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,10 +30,11 @@ from lightune.methods import METHODS, find_method, method_name
 from lightune.networks import Network, tensors
 from lightune.options import as_dict, build, format_spec
 from lightune.runtime.answers import Answers
-from lightune.runtime.tokenization import Encoder, batches, texts_and_pairs
+from lightune.runtime.tokenization import Encoded, Encoder, batches, texts_and_pairs
 from lightune.steps import STEPS, check_order, find_step, step_name
 from lightune.tasks import task_for
 
+T = TypeVar("T")
 FORMAT = 1
 BATCH = 64  # most rows of one prediction pass
 
@@ -82,19 +84,27 @@ class Model:
         """Where the network is."""
         return self.network.head.weight.device
 
+    def copy(self) -> Model:
+        """A model of its own with equal weights."""
+        return Model(copy.deepcopy(self.network), self.task, self.encoder, self.base, self.changes)
+
     def logits(self, examples: Sequence[Any]) -> np.ndarray:
         """Float32 [n, k] for examples, texts or (text, pair) tuples, in their order."""
         encoded = self.encoder.encode(*texts_and_pairs(examples))
         self.truncated_tokens += encoded.truncated_tokens
         found = np.zeros((len(encoded), self.answers.outputs), dtype=np.float32)
+        for rows, logits in self.read(encoded, lambda batch: self.network(**batch)):
+            found[rows] = logits.cpu().numpy()
+        return found
+
+    def read(self, encoded: Encoded, ask: Callable[[dict[str, torch.Tensor]], T]) -> Iterator[tuple[np.ndarray, T]]:
+        """The places of some rows and what `ask` gives for their padded batch, until all rows were read; in eval mode, without gradients."""
         was_training = self.network.training
         self.network.eval()
         with torch.inference_mode():
-            for chosen in batches([len(ids) for ids in encoded.ids], BATCH):
-                batch = tensors(self.encoder.pad(encoded, chosen), self.device)
-                found[chosen] = self.network(**batch).cpu().numpy()
+            for rows in batches([len(ids) for ids in encoded.ids], BATCH):
+                yield rows, ask(tensors(self.encoder.pad(encoded, rows), self.device))
         self.network.train(was_training)
-        return found
 
     def predict(self, texts: Sequence[Any]) -> list[dict[str, Any]]:
         """One JSON-ready answer for each text or (text, pair) tuple: see `Answers.explain`."""

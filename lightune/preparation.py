@@ -57,7 +57,6 @@ class Prepared:
     dev: Sequence[Example]
     test: Sequence[Example]
     model: Model
-    method: Any
     facts: dict[str, Any]
     truncated_tokens: int
 
@@ -68,15 +67,22 @@ def prepare(recipe: Recipe, source: Any, watch: Watch = lambda fact: None) -> Pr
     Raises:
         InputError: every error that the doctor found, or a base, column or option that is wrong.
     """
-    prepared = prepare_base(recipe, source, watch)
-    torch.manual_seed(recipe.train.seed)
-    prepared.model.apply(prepared.method)
+    prepared, method = _prepare(recipe, source, watch)
+    _apply(prepared.model, method, recipe)
     return prepared
+
+
+def prepare_base(recipe: Recipe, source: Any, watch: Watch = lambda fact: None) -> Prepared:
+    """All that `prepare` does, but for putting the method on the model: see `put_method`."""
+    return _prepare(recipe, source, watch)[0]
 
 
 def put_method(model: Model, recipe: Recipe, rows: Sequence[Example]) -> None:
     """Put a recipe's method on a model, what it draws being drawn from the recipe's seed; one that looks at data is given these rows."""
-    method = plan_method(model, recipe, rows)
+    _apply(model, plan_method(model, recipe, rows), recipe)
+
+
+def _apply(model: Model, method: Any, recipe: Recipe) -> None:
     torch.manual_seed(recipe.train.seed)
     model.apply(method)
 
@@ -91,12 +97,8 @@ def plan_method(model: Model, recipe: Recipe, rows: Sequence[Example]) -> Any:
     return method
 
 
-def prepare_base(recipe: Recipe, source: Any, watch: Watch = lambda fact: None) -> Prepared:
-    """All that `prepare` does, but for putting the method on the model.
-
-    Raises:
-        InputError: every error that the doctor found, or a base, column or option that is wrong.
-    """
+def _prepare(recipe: Recipe, source: Any, watch: Watch) -> tuple[Prepared, Any]:
+    """Data, base and the planned method, which is not put on yet."""
     watch(Told("Reading the data"))
     splits = read_all(recipe, source)
     parts = {name: part for name, part in splits.parts.items() if name == "train" or len(part)}
@@ -118,7 +120,7 @@ def prepare_base(recipe: Recipe, source: Any, watch: Watch = lambda fact: None) 
         watch(finding)
     facts = doctor.describe(parts, findings, lengths=lengths)
     cut = sum(int(np.maximum(found - model.encoder.max_length, 0).sum()) for found in lengths.values())
-    return Prepared(parts["train"], parts.get("dev", []), parts.get("test", []), model, method, facts, cut)
+    return Prepared(parts["train"], parts.get("dev", []), parts.get("test", []), model, facts, cut), method
 
 
 def read_all(recipe: Recipe, source: Any) -> Splits:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -57,9 +56,8 @@ def measure_export(model: Any, graph: ir.Model, target: str, setting: Setting) -
     Args:
         model: it has answers, an encoder and a base. graph: its network, from `exports.onnx.trace`.
     """
-    made = SimpleNamespace(network=graph, answers=model.answers, encoder=model.encoder, base=model.base)
     with TemporaryDirectory() as passing:
-        folder = find_export(target).write(made, Path(passing) / "artifact")
+        folder = find_export(target).write(model, Path(passing) / "artifact", graph=graph)
         predictor, example = load(folder, threads=setting.threads), [tuple(setting.example)]
         rounds = [benchmarking.latency(predictor, example, runs=RUNS, warmup=WARMUP, batch=setting.batch).p50 for _ in range(ROUNDS)]
         return benchmarking.folder_bytes(folder), min(rounds)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,6 +37,9 @@ from lightune.simulation import simulated
 from lightune.sources import locate_data
 from lightune.steps import check_lasting, make_step
 from lightune.vocabularies import Vocabulary
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 SECONDS = 1200.0  # of a search, where none are given
 COUNT = 4  # candidates of the first rung
@@ -168,7 +171,7 @@ def survey(run: Run, recipe: Recipe, watch: Watch, data: Any = None) -> Ground:
         train, dev = held["train"], held["dev"]
         watch(Told("The run has no development data: a tenth of its training rows chooses. It has learned them, so they flatter it."))
     dev = dev[:MOST_DEV]
-    model = students.copy_model(exporting.fold(models.load(run.model)))
+    model = exporting.fold(models.load(run.model)).copy()
     check_lasting(model.changes)
     more = read(locate_data(recipe.distill.unlabelled), labelled=False) if recipe.distill.unlabelled else []
     teachers = tuple(exporting.fold(models.load(open_run(name).model)) for name in recipe.distill.teacher)
@@ -343,8 +346,8 @@ class Search:
     def _record(self, number: int, candidate: Candidate, student: Model, seconds: float) -> None:
         """Export a student, score the file on the development rows, and put the point among the others."""
         folder = self.ground.run.folder / "candidates" / str(number) / "artifact"
-        entry = self._export(student, candidate, folder)
         whole = evaluate(student, self.ground.dev, part="dev", resamples=0)[student.task.primary]
+        entry = self._export(student, candidate, folder, whole)
         before: dict[str, Any] = next((point for point in self.state["points"] if point["id"] == number), {})
         primary = self.ground.model.task.primary
         shape = dataclasses.asdict(candidate.shape if candidate.shape.layers == 0 or not self.steps else Shape.of(student))
@@ -363,16 +366,18 @@ class Search:
         self.state["points"] = [old for old in self.state["points"] if old["id"] != number] + [point]
         self.watch(Told(f"Candidate {number}: dev {primary} {score:.4f}, {point['bytes'] / 1e6:.2f} MB, {point['milliseconds']:.3f} ms"))
 
-    def _export(self, student: Model, candidate: Candidate, folder: Path) -> dict[str, Any]:
+    def _export(self, student: Model, candidate: Candidate, folder: Path, model_score: float) -> dict[str, Any]:
         """The artefact in the candidate's precision, or in a higher one where that costs accuracy and still holds the limits."""
-        model_score = evaluate(student, self.ground.dev, part="dev", resamples=0)[student.task.primary]
+        graph = onnx.trace(student.network, student.encoder.inputs)
         best: dict[str, Any] | None = None
-        for target in self._precisions(student, candidate):
+        for target in self._precisions(student, candidate, graph):
             if target == "onnx" and best is not None:
                 break  # floating point only where nothing else answers as the model does
             passing = folder.with_name(f"artifact-{len(target)}")
             try:
-                entry = exporting.export(student, target, passing, dev=self.ground.dev, test=self.ground.dev, name=folder.parent.name)
+                entry = exporting.export(
+                    student, target, passing, dev=self.ground.dev, test=self.ground.dev, name=folder.parent.name, graph=graph
+                )
             except CheckFailed as error:
                 self.watch(Told(str(error), "warning"))
                 continue
@@ -393,12 +398,11 @@ class Search:
         seen = {"max_mb": entry["bytes"] / 1e6, "max_ms": 0.0 if self.budget.table else entry["milliseconds"][self.budget.percentile]}
         return all(value <= self.limits.get(name, float("inf")) for name, value in seen.items())
 
-    def _precisions(self, student: Model, candidate: Candidate) -> Iterator[str]:
+    def _precisions(self, student: Model, candidate: Candidate, graph: ir.Model) -> Iterator[str]:
         """Specs of export targets: the candidate's own, then with more bits where they matter most, then with more bits for all tables."""
         yield candidate.target
         own = exports.find_export(candidate.target).precision
         if own.quantizes:
-            graph = onnx.trace(exporting.fold(student).network, student.encoder.inputs)
             mixed = sensitivity.back_off(graph, student.answers, student.encoder, self.ground.dev, own, agree=AGREE)
             if mixed != own:
                 yield format_spec("onnx", mixed)

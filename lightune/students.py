@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -64,7 +63,7 @@ def prepare_lesson(
         seconds: what the teacher's reading of augmented rows may take; fewer versions are made where it would take longer.
         times: how many versions; as many as the options and the seconds allow by default.
     """
-    teacher = copy_model(model)
+    teacher = model.copy()
     if vocab is not None:
         teacher.shrink(vocab)
     own = Rows.of(teacher, labelled)
@@ -85,7 +84,7 @@ def prepare_lesson(
 
 def make_student(lesson: Lesson, steps: Sequence[str]) -> Model:
     """A copy of the lesson's teacher after some steps; each is planned by the importance that is left after the one before."""
-    student = copy_model(lesson.teacher)
+    student = lesson.teacher.copy()
     for spec in steps:
         step = make_step(spec)
         chooses_layers = type(step).__name__ == "Depth"  # what its loss says is a better guide than what flows through
@@ -151,11 +150,6 @@ class Course:
         if not blocks:
             options = dataclasses.replace(options, hidden_weight=0.0, relations_weight=0.0)
         return distillation.imitate(student, observed, options, lesson.labelled, train.label_smoothing)
-
-
-def copy_model(model: Model) -> Model:
-    """A model of its own with equal weights."""
-    return Model(copy.deepcopy(model.network), model.task, model.encoder, model.base, model.changes)
 
 
 def _joined(parts: Sequence[Encoded]) -> Encoded:

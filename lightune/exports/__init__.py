@@ -14,12 +14,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightune.errors import MissingExtra, unknown
 from lightune.exports.parity import Parity, Tolerance, verify
 from lightune.options import as_dict, build, parse_spec
 from lightune.precision import FP32, INT4, INT8, Precision
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 __all__ = ["EXPORTS", "Export", "Parity", "Precision", "Tolerance", "find_export", "folder_name", "verify"]
 
@@ -40,10 +43,13 @@ class Export:
         """How far its answers may be from the model's: the fewer bits, the farther."""
         return TOLERANCES[min(self.precision.weights, self.precision.tables)]
 
-    def write(self, model: Any, folder: str | Path, *, name: str | None = None, sample: Sequence[Any] = ()) -> Path:
+    def write(
+        self, model: Any, folder: str | Path, *, name: str | None = None, sample: Sequence[Any] = (), graph: ir.Model | None = None
+    ) -> Path:
         """Write a model (it has network, answers, encoder and base) into a folder, under a name or else that of its base.
 
         sample: a few examples of what the model will read, from which the ranges of its activations are seen; none leaves them as they are.
+        graph: the network's, from `exports.onnx.trace`, where it is there already.
 
         Raises:
             InputError: the network cannot be exported, or the folder cannot be written. MissingExtra: the target's packages are missing.
@@ -54,7 +60,7 @@ class Export:
             raise MissingExtra(f"exporting with {self.module.rpartition('.')[2]}", str(error.name), "train") from error
         base = model.base.name
         facts = {"base": base, "name": name or base, "precision": self.precision, "sample": sample}
-        return module.write(model.network, model.answers, model.encoder, folder, **facts)
+        return module.write(model.network if graph is None else graph, model.answers, model.encoder, folder, **facts)
 
 
 ONNX = "lightune.exports.onnx"

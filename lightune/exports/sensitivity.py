@@ -51,14 +51,7 @@ def measure_sensitivity(
         smoothing: see `quantize`.
     """
     run = _Runner(encoder, examples)
-    ours = run(model)
-    names = _names(model, precision)
-    found = {}
-    for name in names:
-        others = tuple(other for other in names if other != name)
-        alone = dataclasses.replace(precision, keep=(*precision.keep, *others))
-        found[name] = measure_damage(answers, ours, run(quantize(model, alone, smoothing)))
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+    return _damages(model, answers, run, run(model), precision, smoothing)
 
 
 def back_off(
@@ -85,7 +78,7 @@ def back_off(
     if agrees(precision):
         return precision
     tables, trial = find_tables(model.graph), precision
-    for name in list(measure_sensitivity(model, answers, encoder, examples, precision, smoothing))[:most]:
+    for name in list(_damages(model, answers, run, ours, precision, smoothing))[:most]:
         if precision.bits(name, table=name in tables) == 8:
             trial = dataclasses.replace(trial, keep=(*trial.keep, name))
         else:
@@ -111,6 +104,19 @@ class _Runner:
             ir.save(model, path, external_data="weights")
             session = open_session(path, 1)
         return np.concatenate([session.run(["logits"], feed)[0] for feed in self.feeds])
+
+
+def _damages(
+    model: ir.Model, answers: Answers, run: _Runner, ours: np.ndarray, precision: Precision, smoothing: Mapping[str, np.ndarray] | None
+) -> dict[str, float]:
+    """The damage that quantizing each part alone does to the model's own logits, the largest first."""
+    names = _names(model, precision)
+    found = {}
+    for name in names:
+        others = tuple(other for other in names if other != name)
+        alone = dataclasses.replace(precision, keep=(*precision.keep, *others))
+        found[name] = measure_damage(answers, ours, run(quantize(model, alone, smoothing)))
+    return dict(sorted(found.items(), key=lambda item: -item[1]))
 
 
 def _names(model: ir.Model, precision: Precision) -> list[str]:

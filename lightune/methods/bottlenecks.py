@@ -1,9 +1,11 @@
-"""What the adapter methods share: the bottleneck, and where it is put."""
+"""What the adapter methods share: their options, the bottleneck, and where it is put."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from lightune import architectures
 from lightune.errors import InputError
 from lightune.methods.layers import Around, surround
+from lightune.options import check, option
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": nn.functional.gelu,
@@ -18,8 +21,24 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": nn.functional.silu,
     "tanh": torch.tanh,
 }
-REDUCTION = "inner size of an adapter: what its matrix gives, divided by this"
-DROP_FIRST = "no adapters in this many first blocks (AdapterDrop, Rücklé et al. 2021)"
+
+
+@dataclass(frozen=True)
+class Adapters:
+    """The options of every adapter method."""
+
+    reduction: int = option(16, "inner size of an adapter: what its matrix gives, divided by this", low=1)
+    activation: str = option("gelu", "between the two matrices of an adapter", choices=tuple(ACTIVATIONS))
+    drop_first: int = option(0, "no adapters in this many first blocks (AdapterDrop, Rücklé et al. 2021)", low=0)
+    rate: ClassVar[float] = 1e-3
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def leaves(self) -> Any:
+        """Adapters are not linear: they stay."""
+        return self
 
 
 class Bottleneck(nn.Module):

@@ -3,31 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import nn
 
 from lightune import architectures
-from lightune.methods.bottlenecks import ACTIVATIONS, DROP_FIRST, REDUCTION, adapt, chosen_blocks
-from lightune.options import check, option
+from lightune.methods.bottlenecks import Adapters, adapt, chosen_blocks
 
 
 @dataclass(frozen=True)
-class Houlsby:
+class Houlsby(Adapters):
     """Adapters behind the output matrices of attention and of the feed-forward part, before their sums with the stream."""
-
-    reduction: int = option(16, REDUCTION, low=1)
-    activation: str = option("gelu", "between the two matrices of an adapter", choices=tuple(ACTIVATIONS))
-    drop_first: int = option(0, DROP_FIRST, low=0)
-    rate: ClassVar[float] = 1e-3
-
-    def __post_init__(self) -> None:
-        check(self)
-
-    @property
-    def leaves(self) -> Any:
-        """Adapters are not linear: they stay."""
-        return self
 
     def apply(self, backbone: nn.Module) -> nn.Module:
         """Put the adapters in.

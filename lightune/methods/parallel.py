@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from lightune import architectures
-from lightune.methods.bottlenecks import ACTIVATIONS, DROP_FIRST, REDUCTION, Bottleneck, chosen_blocks
+from lightune.methods.bottlenecks import ACTIVATIONS, Adapters, Bottleneck, chosen_blocks
 from lightune.methods.layers import Around, surround
-from lightune.options import check, option
+from lightune.options import option
 
 
 class Passage:
@@ -48,22 +47,11 @@ class Writer(Around):
 
 
 @dataclass(frozen=True)
-class Parallel:
+class Parallel(Adapters):
     """An adapter beside every feed-forward part: it reads the same input, and its scaled output is added."""
 
-    reduction: int = option(16, REDUCTION, low=1)
     activation: str = option("relu", "between the two matrices of an adapter", choices=tuple(ACTIVATIONS))
     scale: float = option(4.0, "factor of what an adapter adds", above=0)
-    drop_first: int = option(0, DROP_FIRST, low=0)
-    rate: ClassVar[float] = 1e-3
-
-    def __post_init__(self) -> None:
-        check(self)
-
-    @property
-    def leaves(self) -> Any:
-        """Adapters are not linear: they stay."""
-        return self
 
     def apply(self, backbone: nn.Module) -> nn.Module:
         """Put the adapters in.

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,14 @@ from lightune import architectures, kernels
 from lightune.data import Example
 from lightune.data.batches import cut_step, plan_epoch
 from lightune.errors import InputError, IntegrityError, unknown
+from lightune.halves import Halves
 from lightune.metrics import LOWER_IS_BETTER
 from lightune.models import Model
 from lightune.networks import Network, tensors
 from lightune.optimizers import Optimizer, find_optimizer, rate_share
 from lightune.options import parse_spec
 from lightune.recipes import TrainOptions
+from lightune.runtime.predictor import usable_cores
 from lightune.runtime.tokenization import Encoded
 
 PROGRESS = ("step", "peak", "since_best", "since_drop", "best_value", "seconds", "precision")  # what a checkpoint keeps of the loop
@@ -130,7 +132,7 @@ class Training:
         if not isinstance(train, Rows) and not len(train):
             raise InputError("There are no training examples. Give data with at least one labelled row.")
         find_optimizer(parse_spec(options.optimizer)[0])
-        torch.set_num_threads(options.threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        torch.set_num_threads(options.threads or max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         torch.manual_seed(options.seed)
         on_cpu = (
             options.device == "cpu" or not torch.accelerator.is_available()
@@ -143,6 +145,7 @@ class Training:
         kernels.replace_dropout(self.network.backbone, options.dropout)
         self.network.dropout.p = options.head_dropout
         self.objective = objective or task_objective(model.task, options)
+        self.answer_dev: Callable[[], np.ndarray] = lambda: model.logits(dev)
         rows = train if isinstance(train, Rows) else Rows.of(model, train, options.class_weights == "balanced")
         self.encoded, self.targets, self.weights = rows.encoded, rows.targets, rows.weights
         self.lengths = np.array([len(ids) for ids in self.encoded.ids])
@@ -154,7 +157,10 @@ class Training:
         self._plan(options.epochs or default_epochs(self.steps_per_epoch))
         self.rate: float = options.rate or float(getattr(model.changes[-1], "rate", DEFAULT_RATE))
         self.optimizer = self._new_optimizer()
+        self.halves = Halves(self.network) if options.precision != "fp32" else None
         self.precision = self._choose_precision()
+        if self.precision != "bf16":
+            self.halves = None
         self.metric = self._choose_metric()
         self.step = 0
         self.peak = 1.0  # what the plateau schedule has left of the rate
@@ -211,7 +217,7 @@ class Training:
                 for name, item in self.model.trainable().items():
                     item.copy_(self.best[name])
         if len(self.dev):
-            self.model.task = self.model.task.calibrate(self.model.logits(self.dev), self.dev_targets)
+            self.model.task = self.model.task.calibrate(self.answer_dev(), self.dev_targets)
         self.network.eval()
 
     def forecast(self) -> Forecast:
@@ -377,10 +383,12 @@ class Training:
         for piece in cut_step(mine, self.lengths, self.options.batch_tokens):
             batch = tensors(self.model.encoder.pad(self.encoded, piece), self.device)
             targets, weights = (torch.from_numpy(values[piece]).to(self.device) for values in (self.targets, self.weights))
-            with self._autocast():
+            with self.in_precision():
                 losses = self.objective(self.network, batch, targets, piece)
-            loss = (losses.float() * weights).sum() / whole
-            loss.backward()
+                loss = (losses.float() * weights).sum() / whole
+                loss.backward()
+            if self.halves is not None:
+                self.halves.collect()
             total[0] += loss.detach()
         if processes > 1:
             self._share_gradient()
@@ -406,7 +414,7 @@ class Training:
             table.grad = torch.sparse_coo_tensor(rows[None], table.grad[rows], table.shape, is_coalesced=True)  # type: ignore[index]
 
     def _evaluate(self) -> Evaluation:
-        logits = self.model.logits(self.dev)
+        logits = self.answer_dev()
         scores = self._score(logits)
         with torch.no_grad():
             loss = float(self.model.task.losses(torch.from_numpy(logits), torch.from_numpy(self.dev_targets), 0.0).mean())
@@ -464,13 +472,19 @@ class Training:
             self.precision = precision
             self.network.eval()
             batch = tensors(self.model.encoder.pad(self.encoded, rows), self.device)
-            with torch.no_grad(), self._autocast():
+            with torch.no_grad(), self.in_precision():
                 targets = torch.from_numpy(self.targets[rows]).to(self.device)
                 losses[precision] = float(self.objective(self.network, batch, targets, rows).mean())
         return "bf16" if abs(losses["bf16"] - losses["fp32"]) <= 0.02 * abs(losses["fp32"]) else "fp32"
 
-    def _autocast(self) -> Any:
-        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+    @contextmanager
+    def in_precision(self) -> Iterator[None]:
+        """The chosen precision for a pass forward and backward."""
+        if self.precision != "bf16" or self.halves is None:
+            yield
+            return
+        with self.halves.used(), torch.autocast(self.device.type, torch.bfloat16):
+            yield
 
     def _activation_bytes(self) -> int:
         """A rule of thumb: 34 activations of the hidden size for each token and layer (Korthikanti et al. 2022, equation 2)."""

@@ -92,7 +92,7 @@ def load(folder: str | Path, threads: int | None = None, verify: bool = True) ->
     manifest.check(folder, FILES, contents=verify)
     facts = manifest.read_json(folder / "task.json")
     answers, encoder = _described(folder, facts)
-    session = open_session(folder / "model.onnx", threads or _cores())
+    session = open_session(folder / "model.onnx", threads or usable_cores())
     _fits(folder, session, answers, encoder)
     return Predictor(session, folder, answers, encoder, facts)
 
@@ -150,5 +150,6 @@ def _fits(folder: Path, session: Any, answers: Answers, encoder: Encoder) -> Non
         raise IntegrityError(f"{folder / 'model.onnx'} has {found}, task.json describes {expected}. {manifest.CURE}")
 
 
-def _cores() -> int:
+def usable_cores() -> int:
+    """The processor cores that this process may use: those of its affinity, which a container or scheduler may narrow."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

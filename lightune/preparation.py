@@ -59,6 +59,7 @@ class Prepared:
     model: Model
     facts: dict[str, Any]
     truncated_tokens: int
+    unlabelled: Sequence[Example] = ()
 
 
 def prepare(recipe: Recipe, source: Any, watch: Watch = lambda fact: None) -> Prepared:
@@ -120,7 +121,13 @@ def _prepare(recipe: Recipe, source: Any, watch: Watch) -> tuple[Prepared, Any]:
         watch(finding)
     facts = doctor.describe(parts, findings, lengths=lengths)
     cut = sum(int(np.maximum(found - model.encoder.max_length, 0).sum()) for found in lengths.values())
-    return Prepared(parts["train"], parts.get("dev", []), parts.get("test", []), model, facts, cut), method
+    return Prepared(parts["train"], parts.get("dev", []), parts.get("test", []), model, facts, cut, read_unlabelled(recipe, splits)), method
+
+
+def read_unlabelled(recipe: Recipe, splits: Splits) -> list[Example]:
+    """The rows without a label, and those of the recipe's file of texts."""
+    path = recipe.distill.unlabelled
+    return [*splits.unlabelled, *(read(sources.locate_data(path), labelled=False) if path else ())]
 
 
 def read_all(recipe: Recipe, source: Any) -> Splits:

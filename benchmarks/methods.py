@@ -3,16 +3,20 @@
 Usage: python benchmarks/methods.py --data DIR --work DIR [--only NAME ...] [--methods NAME ...] [--seeds 0 1] [--collect]
 DIR/NAME/{train,test}.jsonl. Full fine-tuning runs first for its usual epochs; its seconds, doubled, are what every other method may take at most
 (`lightune compare`, each method with its own default rate). Finished runs are kept in WORK and not repeated; --collect runs nothing.
-Writes benchmarks/results/methods.json: for each set, method and seed the score with its interval, trained parameters, seconds, bytes.
+Writes benchmarks/results/methods.json: for each set, method and seed the score with its interval, trained parameters, seconds, bytes; and the table of
+docs/which-method.md from it.
 """
 
 import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
 
 ALL = ("lora", "houlsby", "pfeiffer", "parallel", "ia3", "bitfit", "norms", "prefix", "reft", "prompt", "ptuning", "head", "freeze")
 parser = argparse.ArgumentParser()
@@ -54,10 +58,45 @@ def compare(name, seed, seconds):
     return found
 
 
+KEYS = ("trainable_parameters", "total_parameters", "seconds", "epochs", "weights_bytes", "peak_resident_bytes")
+
+
 def shorten(record):
-    primary = record["scores"]["primary"]
-    keys = ("trainable_parameters", "total_parameters", "seconds", "epochs", "weights_bytes", "peak_resident_bytes")
-    return {primary: record["scores"][primary], **{key: record.get(key) for key in keys}}
+    """The score and what it took, of a run's record or of a row of a comparison."""
+    if "refused" in record:
+        return {"refused": record["refused"]}
+    score = record["score"] if "score" in record else record["scores"][record["scores"]["primary"]]
+    return {"score": score, **{key: record.get(key) for key in KEYS}}
+
+
+def tell(method, seeds):
+    """A method's line for one set: its score on each seed, seconds (the longest), trained parameters and bytes of its own."""
+    rows = [row for row in (rows.get(method) for rows in seeds.values()) if row and "score" in row]
+    if not rows:
+        return f"| `{method}` | not measured yet | | | |"
+    values, first = [row["score"]["value"] for row in rows], rows[0]
+    each = ", ".join(f"{value:.3f}" for value in values)
+    size = "" if first["weights_bytes"] is None else f"{first['weights_bytes'] / 1e6:.2f} MB"
+    return f"| `{method}` | {np.mean(values):.3f} ({each}) | {first['trainable_parameters']:,} | {max(row['seconds'] for row in rows):.0f} s | {size} |"
+
+
+def fill_page(sets):
+    """Put a table for each set between the marks of docs/which-method.md."""
+    lines = []
+    for name in ("trec", "banking77"):
+        lines += [
+            f"### {name}",
+            "",
+            "| method | accuracy, mean (each seed) | trained parameters | seconds | own weights |",
+            "|---|---|---|---|---|",
+        ]
+        lines += [tell(method, sets.get(name, {})) for method in ("full", *ALL)] + [""]
+    page = Path(__file__).parents[1] / "docs" / "which-method.md"
+    marks = ("<!-- measured:begin -->", "<!-- measured:end -->")
+    filled = marks[0] + "\n\n" + "\n".join(lines) + "\n" + marks[1]
+    page.write_text(
+        re.sub(f"{marks[0]}.*{marks[1]}", lambda _: filled, page.read_text(encoding="utf-8"), flags=re.DOTALL), encoding="utf-8"
+    )
 
 
 sets = {}
@@ -68,7 +107,7 @@ for name in args.only:
             continue
         rows = {"full": shorten(full)}
         for method, entries in compare(name, seed, 2 * full["seconds"]).items():
-            rows[method] = entries[0] if isinstance(entries, list) else next(iter(entries.values()))
+            rows[method] = shorten(entries[0])
         sets.setdefault(name, {})[str(seed)] = rows
 cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
 result = {
@@ -77,3 +116,4 @@ result = {
     "sets": sets,
 }
 Path(args.out).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+fill_page(sets)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -236,6 +237,16 @@ def test_interrupted_training_is_training(method: str, tiny_source: Callable[[st
         pass
     for name, item in whole.trainable().items():
         assert torch.equal(item, model.trainable()[name]), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_cannot_learn_is_told_so(method: str, tiny_source: Callable[[str], Source]) -> None:
+    same = [dataclasses.replace(row, text="a film") for row in ROWS]  # so every answer is the same
+    training = Training(start(tiny_source("bert"), method), same, same, TrainOptions(epochs=2, device="cpu", precision="fp32", threads=1))
+    for _ in training.steps():
+        pass
+    assert [alarm.partition(":")[0] for alarm in training.alarms()] == ["The run did not learn"]
+    assert f"it was {make_method(method).rate:g}" in training.alarms()[0]
 
 
 def test_the_forecast_tells_how_much_is_trained(tiny_source: Callable[[str], Source]) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightune import architectures, contrast
+from lightune.caching import keep_frozen
 from lightune.errors import InputError
 from lightune.evaluation import evaluate
 from lightune.metrics import LOWER_IS_BETTER
@@ -143,7 +144,8 @@ def _try(prepared: Prepared, recipe: Recipe, seconds: float) -> Trial:
         training = contrast.warm_up(model, prepared.train, recipe.train)
     else:
         training = Training(model, prepared.train, prepared.dev, recipe.train)
-    training.settle(seconds)
+        keep_frozen(training, seconds=seconds / 2)
+    training.settle(max(seconds - training.seconds, seconds / 2))
     for fact in training.steps():
         if fact.seconds >= seconds:
             training.finish_early()

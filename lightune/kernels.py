@@ -95,8 +95,8 @@ def register_attention() -> str:
 def replace_dropout(backbone: nn.Module, rate: float) -> None:
     """Exchange every nn.Dropout of a backbone for ours with this rate, in place; attention modules that keep the rate as a number get it too."""
     for parent in backbone.modules():
-        for name in ("attention_dropout", "attention_probs_dropout_prob"):
-            if isinstance(getattr(parent, name, None), float):
+        for name in ("attention_dropout", "attention_probs_dropout_prob", "dropout"):
+            if isinstance(getattr(parent, name, None), float) and not isinstance(parent, nn.RNNBase):  # no part of a base
                 setattr(parent, name, rate)
         for name, child in parent.named_children():
             if isinstance(child, nn.Dropout) and not getattr(parent, "own_dropout", False):

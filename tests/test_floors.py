@@ -20,7 +20,7 @@ FLOORS = (
     {"options"},
     {"recipes", "precision"},
     {"runtime", "grids", "vocabularies", "data", "metrics", "judging", "sandbox", "architectures", "sources", "catalogue", "wheels", "headers"},
-    {"tasks", "methods", "supervision", "kernels", "dimensions", "renumbering"},
+    {"tasks", "methods", "supervision", "kernels", "token_losses", "dimensions", "renumbering"},
     {"networks", "optimizers", "steps", "halves"},
     {"models"},
     {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,7 +172,7 @@ def choose(
     labels = () if hidden else labels
     _check_named(names, {"text": text, "pair": pair}, labels)
     profiles = {name: profile(name, [record.get(name) for record in sample]) for name in names}
-    split = _split_column(profiles, sample, taken={text, pair, *labels})
+    split = split_column(profiles, sample, taken={text, pair, *labels})
     free = {name: look for name, look in profiles.items() if name not in {split, text, pair, *labels}}
     if text is None or (pair is None and task == "pair"):
         text, pair = _texts(free, text, pair, task, needs_label=labelled and not labels)
@@ -204,8 +204,9 @@ def _check_named(names: Sequence[str], named: dict[str, str | None], labels: tup
         raise InputError(f"Column {_listed(sorted(twice))} is named twice. Name a different column for each of text, pair and label.")
 
 
-def _split_column(profiles: dict[str, Profile], sample: Sequence[dict[str, Any]], taken: set[str | None]) -> str | None:
-    for name in profiles:
+def split_column(names: Iterable[str], sample: Sequence[dict[str, Any]], taken: set[str | None]) -> str | None:
+    """The column whose name and values say which part a row belongs to, or None."""
+    for name in names:
         if name.lower() in SPLIT_NAMES and name not in taken:
             values = {record.get(name) for record in sample if not isinstance(record.get(name), (list, dict, set))}
             if values and all(part_name(value) for value in values):

@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lightune.data import arrow_files, delimited, documents, files, origins, storage
 from lightune.data.columns import Choice, choose, part_name
 from lightune.data.conversion import Converter
+from lightune.data.dialogues import Conversations
 from lightune.data.examples import Columns, Examples
 from lightune.data.tables import Table, peek
 from lightune.errors import InputError
 
 MEMORY_LIMIT = 256 << 20  # bytes of decompressed source beyond which its rows stay on disk
 SAMPLE = 10_000  # rows from which columns are guessed
+Rows = TypeVar("Rows", Examples, Conversations)
 
 
 @dataclass(frozen=True)
@@ -84,17 +86,17 @@ def read(
     wanted = part_name(part) if part is not None else None
     if part is not None and wanted is None:
         raise InputError(f"part is {part!r}, expected train, dev (or validation) or test.")
-    resolved, name = origins.resolve(source), _name(source)
-    if not _lies_apart(resolved):
+    resolved, name = origins.resolve(source), source_name(source)
+    if not lies_apart(resolved):
         examples, parts = _load(resolved, request, name)
-        return _limited(_only(examples, parts, wanted) if wanted else examples, limit)
+        return limited(only(examples, parts, wanted) if wanted else examples, limit)
     if wanted and wanted not in resolved:
         raise InputError(f"{name} has no part {part!r}; it has: {', '.join(resolved)}.")
     chosen = wanted or next(iter(resolved))
     examples, _ = _load(resolved[chosen], request, f"{name} ({chosen})")
     if not wanted and len(resolved) > 1:
         examples.facts["told"].append(f"{name} has the parts {', '.join(resolved)}; this is {chosen}.")
-    return _limited(examples, limit)
+    return limited(examples, limit)
 
 
 def read_parts(source: Any, *, limit: int | None = None, **options: Any) -> dict[str, Examples]:
@@ -103,8 +105,8 @@ def read_parts(source: Any, *, limit: int | None = None, **options: Any) -> dict
     `options` as in `read`. Parts that lie apart are all read by the columns of the first of them. `limit` counts in each part. A test
     part of which no row has a label, as competitions publish it, comes as "unlabelled".
     """
-    resolved, name = origins.resolve(source), _name(source)
-    if _lies_apart(resolved):
+    resolved, name = origins.resolve(source), source_name(source)
+    if lies_apart(resolved):
         parts = {}
         for part, each in resolved.items():
             request = Request(**{**options, "labelled": options.get("labelled", True) and part != "test"})
@@ -112,20 +114,23 @@ def read_parts(source: Any, *, limit: int | None = None, **options: Any) -> dict
             options.update(parts[part].columns.arguments())
     else:
         examples, places = _load(resolved, Request(**options), name)
-        parts = {part: _only(examples, places, part) for part in examples.facts["parts"]} or {"train": examples}
+        parts = {part: only(examples, places, part) for part in examples.facts["parts"]} or {"train": examples}
     hidden = "train" in parts and "test" in parts and all(example.target is None for example in parts["test"])
-    return {"unlabelled" if part == "test" and hidden else part: _limited(each, limit) for part, each in parts.items()}
+    return {"unlabelled" if part == "test" and hidden else part: limited(each, limit) for part, each in parts.items()}
 
 
-def _name(source: Any) -> str:
+def source_name(source: Any) -> str:
+    """What a source is called in messages."""
     return str(source) if isinstance(source, (str, Path)) else f"the {type(source).__name__}"
 
 
-def _lies_apart(resolved: Any) -> bool:
+def lies_apart(resolved: Any) -> bool:
+    """Whether a resolved source is {part: source}."""
     return isinstance(resolved, Mapping) and bool(resolved) and all(part_name(name) for name in resolved)
 
 
-def _limited(examples: Examples, limit: int | None) -> Examples:
+def limited(examples: Rows, limit: int | None) -> Rows:
+    """The first `limit` rows, which is told."""
     if limit is None or limit >= len(examples):
         return examples
     if limit < 1:
@@ -136,7 +141,8 @@ def _limited(examples: Examples, limit: int | None) -> Examples:
     return chosen
 
 
-def _only(examples: Examples, parts: Sequence[str | None], part: str) -> Examples:
+def only(examples: Rows, parts: Sequence[str | None], part: str) -> Rows:
+    """The rows of one part, given the part of each row."""
     has = examples.facts["parts"]
     if part not in has:
         known = f"its parts are: {', '.join(has)}" if has else "no column named 'split' says train, dev or test"
@@ -154,12 +160,12 @@ def _load(source: Any, request: Request, name: str) -> tuple[Examples, Sequence[
     key = request.key(sha256, str(path.resolve()))  # the path too, for it is in what is told
     if kept := storage.stored(request.folder, key):
         return _from_storage(request.folder, key, kept, str(path))
-    table = _open(path, request)
+    table = open_file(path, request)
     table.facts["sha256"] = sha256
     return _examples(table, request, key)
 
 
-def _open(path: Path, request: Request) -> Table:
+def open_file(path: Path, request: Request) -> Table:
     """Open a file by its name, or by how it begins where the name says nothing."""
     kind = origins.format_of(path)
     if kind == "arrow":
@@ -184,7 +190,7 @@ def _examples(table: Table, request: Request, key: str | None) -> tuple[Examples
 
     def facts() -> dict[str, Any]:
         found = {**table.facts, **converter.facts, "columns": choice.as_dict()}
-        found["told"] = [_format_sentence(table, found["rows"]), *choice.told, *converter.told]
+        found["told"] = [format_sentence(table, found["rows"]), *choice.told, *converter.told]
         if request.labelled and found["unlabelled"] == found["rows"]:
             names = ", ".join(map(repr, choice.columns.target[:5]))
             raise InputError(f"{table.source}: all {found['rows']:,} rows are empty in {names}. Name another label column: label='column'.")
@@ -215,7 +221,7 @@ def _from_storage(folder: Path, key: str, kept: dict[str, Any], source: str) -> 
     return Examples(rows, columns, source=source, facts=facts), list(rows.parts())
 
 
-def _format_sentence(table: Table, rows: int) -> str:
+def format_sentence(table: Table, rows: int) -> str:
     """How the source was read: 'reviews.csv: delimited text; delimiter comma; encoding utf-8; 1,000 rows.'"""
     facts = table.facts
     details = [facts["format"], *(_delimited_details(table) if "delimiter" in facts else ())]

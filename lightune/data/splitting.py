@@ -45,7 +45,7 @@ def split(examples: Examples, *, dev: Examples | float | None = 0.1, test: Examp
         InputError: shares that leave no train rows, or fewer different texts than parts.
     """
     shares = {name: share for name, share in (("dev", dev), ("test", test)) if isinstance(share, (int, float)) and share}
-    _check_shares(shares)
+    check_shares(shares)
     targets, groups = _survey(examples)
     labelled = [index for index, target in enumerate(targets) if target is not None]
     unlabelled = [index for index, target in enumerate(targets) if target is None]
@@ -53,7 +53,7 @@ def split(examples: Examples, *, dev: Examples | float | None = 0.1, test: Examp
         raise InputError(
             f"{examples.source} has {len(groups)} different labelled texts, too few for {len(shares) + 1} parts. Give more rows."
         )
-    chosen = _allocate(_strata(targets, groups, examples.columns.task), shares, random.Random(seed))
+    chosen = allocate(_strata(targets, groups, examples.columns.task), shares, random.Random(seed))
     if examples.columns.task != "regress":
         _return_unknown(chosen, targets, groups)
     places = {name: sorted(index for group in taken for index in group) for name, taken in chosen.items()}
@@ -65,7 +65,8 @@ def split(examples: Examples, *, dev: Examples | float | None = 0.1, test: Examp
     return Splits(found["train"], found.get("dev"), found.get("test"), examples.take(unlabelled), facts)
 
 
-def _check_shares(shares: dict[str, float]) -> None:
+def check_shares(shares: dict[str, float]) -> None:
+    """Raise an InputError for shares that are none, or that leave nothing to train on."""
     wrong = [f"{name} is {share!r}, expected a share between 0 and 1" for name, share in shares.items() if not 0 < share < 1]
     if not wrong and sum(shares.values()) >= 1:
         wrong = [f"dev and test together are {sum(shares.values()):g} of the rows, expected less than 1, so that rows are left to train on"]
@@ -109,7 +110,7 @@ def _strata(targets: Sequence[Any], groups: Groups, task: str) -> dict[Any, Grou
     return strata
 
 
-def _allocate(strata: dict[Any, Groups], shares: dict[str, float], chance: random.Random) -> dict[str, Groups]:
+def allocate(strata: dict[Any, Groups], shares: dict[str, float], chance: random.Random) -> dict[str, Groups]:
     """Take each part's share out of each stratum; what a stratum rounds off is owed to the next, so that the totals hold."""
     chosen: dict[str, Groups] = {name: [] for name in shares}
     owed = dict.fromkeys(shares, 0.0)

@@ -1,0 +1,99 @@
+"""What is done with a row that is too long: each policy takes it and gives the rows that are left of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from lightune.runtime.chat import ChatFormat
+from lightune.runtime.generation import Message
+from lightune.supervision.marking import Marked, Marker, marked
+from lightune.supervision.rendering import Rendered, Talk, question_begin, render_talk
+
+
+@dataclass(frozen=True)
+class Shortener:
+    """Holds rows to `max_length` tokens."""
+
+    format: ChatFormat
+    marker: Marker
+    max_length: int
+
+    def shorten(self, policy: str, talk: Talk, rendered: Rendered, row: Marked) -> list[Marked]:
+        """The rows that `policy` (see `supervise`) leaves of one that is too long; none where it is dropped."""
+        if policy == "drop":
+            return []
+        if policy == "cut-right":
+            return [row.part(0, self.max_length)]
+        return self._split(talk, row) if policy == "split" else [self._cut_left(talk, rendered, row)]
+
+    def _cut_left(self, talk: Talk, rendered: Rendered, row: Marked) -> Marked:
+        """Whole exchanges go first; where the last one alone is too long, the front of its question goes."""
+        head, exchanges = _exchanges(talk.messages)
+        low, high = 1, len(exchanges) - 1
+        best = None
+        while low <= high:
+            middle = (low + high) // 2
+            _, found = self._made(_joined(talk, head, exchanges[middle:]))
+            if len(found.ids) <= self.max_length:
+                best, high = found, middle - 1
+            else:
+                low = middle + 1
+        if best is not None:
+            return best
+        if len(exchanges) > 1:
+            talk = _joined(talk, head, exchanges[-1:])
+            rendered, row = self._made(talk)
+        return self._cut_question(talk, rendered, row)
+
+    def _cut_question(self, talk: Talk, rendered: Rendered, row: Marked) -> Marked:
+        """The row without the front of its question; the system turn stays where the answers stay whole beside it."""
+        excess = len(row.ids) - self.max_length
+        before = self.marker.ids(rendered.text[: question_begin(self.format, talk, rendered.text)])
+        same = next((place for place, token in enumerate(before) if place >= len(row.ids) or token != row.ids[place]), len(before))
+        answers = len(row.ids) - int(row.trained.argmax()) if row.trained.any() else 0
+        if same + answers > self.max_length or same >= self.max_length:
+            return row.part(excess, len(row.ids))
+        kept = np.r_[0:same, same + excess : len(row.ids)]
+        return marked(row.ids[kept], row.trained[kept], row.ended)
+
+    def _split(self, talk: Talk, row: Marked) -> list[Marked]:
+        """Runs of whole exchanges, as many together as fit, each after the system turn; one that is too long alone in stretches."""
+        head, exchanges = _exchanges(talk.messages)
+        if talk.last_only or len(exchanges) < 2:
+            return self._stretches(row)
+        rows, begin = [], 0
+        while begin < len(exchanges):
+            end, found = begin + 1, self._made(_joined(talk, head, exchanges[begin : begin + 1]))[1]
+            low, high = begin + 2, len(exchanges)
+            while low <= high and len(found.ids) <= self.max_length:
+                middle = (low + high) // 2
+                longer = self._made(_joined(talk, head, exchanges[begin:middle]))[1]
+                if len(longer.ids) <= self.max_length:
+                    end, found, low = middle, longer, middle + 1
+                else:
+                    high = middle - 1
+            rows += self._stretches(found)
+            begin = end
+        return rows
+
+    def _stretches(self, row: Marked) -> list[Marked]:
+        """The row in stretches that share one token, which is learned in the first of the two: so no target is lost or learned twice."""
+        step = self.max_length - 1
+        return [row.part(begin, begin + self.max_length) for begin in range(0, max(1, len(row.ids) - 1), step)]
+
+    def _made(self, talk: Talk) -> tuple[Rendered, Marked]:
+        rendered = render_talk(self.format, talk)
+        return rendered, self.marker.mark([rendered])[0]
+
+
+def _exchanges(messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], list[tuple[Message, ...]]]:
+    """The turns before the first question, and the exchanges: each a question with all that follows until the next."""
+    begins = [place for place, message in enumerate(messages) if message.role == "user"] or [len(messages)]
+    ends = [*begins[1:], len(messages)]
+    return messages[: begins[0]], [messages[begin:end] for begin, end in zip(begins, ends, strict=True)]
+
+
+def _joined(talk: Talk, head: tuple[Message, ...], exchanges: list[tuple[Message, ...]]) -> Talk:
+    return replace(talk, messages=(*head, *(message for exchange in exchanges for message in exchange)))

@@ -23,6 +23,7 @@ FLOORS = (
     {"tasks", "methods", "supervision", "kernels", "token_losses", "dimensions", "renumbering"},
     {"networks", "optimizers", "steps", "halves"},
     {"models"},
+    {"development"},
     {
         "training",
         "generation",
@@ -44,13 +45,13 @@ FLOORS = (
     {"exporting", "costs", "probes"},
     {"reports"},
     {"preparation", "planning", "proving", "students"},
-    {"shrinking", "blending", "choosing"},
-    {"fitting", "comparing", "predictors", "harness", "inspection", "anatomy", "knobs", "profiling", "listing"},
+    {"shrinking", "blending", "choosing", "language"},
+    {"fitting", "comparing", "predictors", "harness", "serving", "chatting", "inspection", "anatomy", "knobs", "profiling", "listing"},
     {"terminal", "cli", "__main__"},
 )
 NO_TORCH = {
     "errors", "requirements", "options", "recipes", "precision", "grids", "data", "metrics", "runtime", "tasks", "supervision", "evaluation", "language_evaluation", "judging", "sandbox", "harness", "sources", "catalogue", "wheels", "headers", "runs",
-    "reports", "listing", "predictors", "inspection", "terminal", "cli", "benchmarking", "costs", "__init__", "__main__",
+    "reports", "listing", "predictors", "serving", "chatting", "inspection", "terminal", "cli", "benchmarking", "costs", "__init__", "__main__",
 }  # fmt: skip
 NO_NUMPY = {
     "errors",

@@ -202,8 +202,9 @@ def _repaired(row: tuple[Any, Any], place: int) -> tuple[str, str | None]:
     for value in (text,) if pair is None else (text, pair):
         if not isinstance(value, str):
             raise InputError(f"Example {place} is {value!r} of type {type(value).__name__}, expected text. Turn it into a string first.")
-    return _characters(text), None if pair is None else _characters(pair)
+    return characters(text), None if pair is None else characters(pair)
 
 
-def _characters(text: str) -> str:
+def characters(text: str) -> str:
+    """The text with lone surrogates, which are no characters, replaced by U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,0 +1,55 @@
+"""Prompts to token ids, and the room that they leave for an answer: the same for every kind of generator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightune.errors import InputError
+from lightune.runtime.chat import ChatFormat, render
+from lightune.runtime.generation import Prompt
+from lightune.runtime.token_table import TokenTable
+
+
+@dataclass(frozen=True, eq=False)
+class Prompting:
+    """table: the model's tokens. chat: how a conversation is written, None where the model has no template. max_length: tokens of prompt and answer."""
+
+    table: TokenTable
+    chat: ChatFormat | None
+    max_length: int
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids int32 [s] of text as it stands."""
+        return np.array(self.table.encode(text), dtype=np.int32)
+
+    def encode_prompt(self, prompt: Prompt) -> np.ndarray:
+        """Token ids int32 [s] of a prompt; a conversation goes through its template, with the opening of the answer.
+
+        Raises:
+            InputError: no token at all, or a conversation where there is no template.
+        """
+        if isinstance(prompt, str):
+            text = prompt
+        elif self.chat is None:
+            raise InputError("This model has no chat template, expected a prompt of plain text. Give a chat template, or text.")
+        else:
+            text = render(self.chat, prompt, opening=True)
+        ids = self.encode(text)
+        if not len(ids):
+            raise InputError("The prompt is empty, expected at least one token. Write something to be continued.")
+        return ids
+
+    def room(self, ids: np.ndarray) -> int:
+        """How many tokens an answer to a prompt may have.
+
+        Raises:
+            InputError: none is left.
+        """
+        if len(ids) >= self.max_length:
+            raise InputError(
+                f"The prompt has {len(ids)} tokens, expected fewer than {self.max_length}, which prompt and answer share. "
+                "Shorten it, or load the model with a greater length."
+            )
+        return self.max_length - len(ids)

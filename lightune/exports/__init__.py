@@ -3,6 +3,7 @@
 A target is named by a spec: ``onnx``, or with options, as in ``onnx:weights=8,tables=4``; ``onnx-int8`` and ``onnx-int4`` are short for
 specs of their own. A target is one file with `write(network, answers, encoder, folder, *, base, name, precision, sample) -> Path` and one
 entry in EXPORTS. What it writes must be whole or absent (`staging.staged`), carry a manifest, and open with `lightune.runtime.load`.
+Models that generate text have targets of their own, in `exports.generative`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import dataclasses
 import hashlib
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightune.errors import MissingExtra, unknown
+from lightune.errors import InputError, MissingExtra, unknown
+from lightune.exports.generative import GENERATIVE, Closeness, GenerativeExport
 from lightune.exports.parity import Parity, Tolerance, verify
 from lightune.options import as_dict, build, parse_spec
 from lightune.precision import FP32, INT4, INT8, Precision
@@ -24,7 +26,10 @@ from lightune.precision import FP32, INT4, INT8, Precision
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-__all__ = ["EXPORTS", "Export", "Parity", "Precision", "Tolerance", "find_export", "folder_name", "verify"]
+__all__ = [
+    "EXPORTS", "GENERATIVE", "Closeness", "Export", "GenerativeExport", "Parity", "Precision", "Tolerance", "find_export", "find_generative",
+    "folder_name", "verify",
+]  # fmt: skip
 
 TOLERANCES = {32: Tolerance(difference=1e-3, agree=0.995), 8: Tolerance(agree=0.95), 4: Tolerance(agree=0.9)}
 LONGEST_NAME = 60  # characters of a folder's name
@@ -72,18 +77,35 @@ EXPORTS: dict[str, Export] = {
 
 
 def find_export(spec: str) -> Export:
-    """The export target of a spec: a name, or a name with options of its precision.
+    """The export target of a spec, for models that classify or score: a name, or a name with options of its precision.
 
     Raises:
         InputError: an unknown target or option, or a value out of bounds; the message names the nearest.
     """
     name, values = parse_spec(spec)
-    if name not in EXPORTS:
-        raise unknown("export target", name, EXPORTS)
+    _check_known(name, EXPORTS, GENERATIVE, "generate text")
     target = EXPORTS[name]
     if not values:
         return target
     return dataclasses.replace(target, precision=build(Precision, as_dict(target.precision) | values, f"the target {name}"))
+
+
+def find_generative(spec: str) -> GenerativeExport:
+    """The export target of a spec, for models that generate text: a name, or a name with options.
+
+    Raises:
+        InputError: an unknown target or option, or a value out of bounds; the message names the nearest.
+    """
+    name, values = parse_spec(spec)
+    _check_known(name, GENERATIVE, EXPORTS, "classify or score")
+    return GENERATIVE[name].configured(values, name)
+
+
+def _check_known(name: str, table: Mapping[str, Any], others: Mapping[str, Any], whose: str) -> None:
+    if name in others:
+        raise InputError(f"{name!r} is an export target of models that {whose}, which this one does not. Choose one of {', '.join(table)}.")
+    if name not in table:
+        raise unknown("export target", name, table)
 
 
 def folder_name(spec: str) -> str:

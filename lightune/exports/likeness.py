@@ -1,0 +1,108 @@
+"""Whether an exported generator writes and judges text as its model does, through the contract `runtime.generation.Generator`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from lightune.errors import CheckFailed, InputError
+from lightune.exports.generative import Closeness
+from lightune.runtime.generation import Generated, GenerationOptions, Generator, Prompt
+
+SHOWN = 80  # characters of a text in a message
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """What a comparison found.
+
+    model_perplexity, perplexity: the model's and the export's, per token of the held-out rows. change: the second over the first, less 1.
+    tokens: how many were judged. agree: the share of equal greedy answers, None without prompts. prompts: how many.
+    """
+
+    model_perplexity: float
+    perplexity: float
+    change: float
+    tokens: int
+    agree: float | None
+    prompts: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, ready for JSON."""
+        return asdict(self)
+
+
+def compare(
+    model: Generator,
+    exported: Generator,
+    rows: Sequence[np.ndarray],
+    prompts: Sequence[Prompt],
+    tolerance: Closeness,
+    *,
+    max_tokens: int = 64,
+) -> Likeness:
+    """Let both judge the same rows of token ids, int [s] each, and answer the same prompts greedily.
+
+    Raises:
+        CheckFailed: beyond the tolerance; the message says where: the row that differs most, or the first unequal answer.
+        InputError: no rows with at least two tokens.
+    """
+    if not any(len(row) > 1 for row in rows):
+        raise InputError(f"Got {len(rows)} rows to compare on, expected at least one with two tokens.")
+    ours, theirs = (generator.token_logprobs(rows) for generator in (model, exported))
+    options = GenerationOptions(max_tokens=max_tokens)
+    said, heard = (generator.generate(prompts, options) if prompts else [] for generator in (model, exported))
+    same = [one.text == other.text for one, other in zip(said, heard, strict=True)]
+    before, after = perplexity(ours), perplexity(theirs)
+    found = Likeness(before, after, after / before - 1, sum(map(len, ours)), float(np.mean(same)) if same else None, len(same))
+    problems = [*_judged(found, ours, theirs, tolerance), *_answered(found, prompts, said, heard, same, tolerance)]
+    if problems:
+        raise CheckFailed(f"{exported.name} does not write as its model does: {'; '.join(problems)}. Export with more bits, or as hf.")
+    return found
+
+
+def perplexity(logprobs: Sequence[np.ndarray]) -> float:
+    """exp of the mean negative log-probability of all tokens together."""
+    every = np.concatenate(logprobs).astype(np.float64)
+    return float(np.exp(-every.mean()))
+
+
+def _judged(found: Likeness, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], tolerance: Closeness) -> list[str]:
+    limit = tolerance.perplexity
+    if limit is None or abs(found.change) <= limit:  # what is no number is beyond every limit
+        return []
+    gaps = [float(np.abs(one - other).mean()) if len(one) else 0.0 for one, other in zip(ours, theirs, strict=True)]
+    worst = int(np.argmax(np.nan_to_num(gaps, nan=np.inf)))
+    return [
+        f"its perplexity is {found.perplexity:.4g} and the model's {found.model_perplexity:.4g} ({found.change:+.2%}, allowed {limit:.1%}), most in "
+        f"row {worst + 1}, where a token's log-probability differs by {gaps[worst]:.3g} on average"
+    ]
+
+
+def _answered(
+    found: Likeness,
+    prompts: Sequence[Prompt],
+    said: Sequence[Generated],
+    heard: Sequence[Generated],
+    same: Sequence[bool],
+    tolerance: Closeness,
+) -> list[str]:
+    if tolerance.agree is None or found.agree is None:
+        return []
+    unequal = same.count(False)
+    if unequal <= max(1, (1 - tolerance.agree) * len(same)):
+        return []
+    place = same.index(False)
+    prompt = prompts[place]
+    told = prompt if isinstance(prompt, str) else prompt[-1].content
+    return [
+        f"{unequal} of {len(same)} greedy answers differ, allowed {1 - tolerance.agree:.0%}; first to prompt {place + 1}, {_short(told)}: the model "
+        f"says {_short(said[place].text)} and the export {_short(heard[place].text)}"
+    ]
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= SHOWN else text[: SHOWN - 1] + "…")

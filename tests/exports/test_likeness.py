@@ -1,0 +1,68 @@
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from tiny_generators import PROMPTS, make_language, plain, rows_of
+
+from lightune.errors import CheckFailed, InputError
+from lightune.exports.generative import Closeness
+from lightune.exports.likeness import compare, perplexity
+from lightune.generation import TorchGenerator
+
+STRICT = Closeness(perplexity=0.005, agree=0.99)
+
+
+def test_a_generator_is_like_itself() -> None:
+    model = make_language("llama")
+    itself = plain(model)
+    rows = rows_of(model.encoder.tokenizer)
+    found = compare(itself, itself, rows, PROMPTS, STRICT, max_tokens=4)
+    assert (found.change, found.agree, found.prompts) == (0, 1, len(PROMPTS))
+    assert found.tokens == sum(len(row) - 1 for row in rows)
+    assert found.perplexity == pytest.approx(math.exp(-np.concatenate(itself.token_logprobs(rows)).mean()))
+
+
+def test_what_differs_is_told_with_its_place() -> None:
+    model = make_language("llama")
+    rows = rows_of(model.encoder.tokenizer)
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.network.head.weight[int(rows[3][5])] *= 3
+    ours, theirs = plain(model), plain(other)
+    with pytest.raises(
+        CheckFailed, match=r"perplexity is .* and the model's .* allowed 0\.5%\), most in row \d.*greedy answers differ.*prompt \d"
+    ):
+        compare(ours, theirs, rows, PROMPTS, STRICT, max_tokens=8)
+    loose = compare(ours, theirs, rows, PROMPTS, Closeness(), max_tokens=4)
+    assert abs(loose.change) > 0.005
+
+
+def test_one_unequal_answer_shows_no_share() -> None:
+    model = make_language("llama")
+    ours = plain(model)
+
+    class Slip(TorchGenerator):
+        def generate(self, prompts, options):  # type: ignore[no-untyped-def]
+            return [*super().generate(prompts[:-1], options), super().generate(prompts[:1], options)[0]]
+
+    slip = Slip(model.network, model.encoder, model.chat, name="slip", max_length=64)
+    assert compare(ours, slip, rows_of(model.encoder.tokenizer), PROMPTS, STRICT, max_tokens=4).agree == 0.75
+
+
+def test_no_number_is_beyond_every_limit() -> None:
+    model = make_language("llama")
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.network.head.weight.fill_(float("nan"))
+    with pytest.raises(CheckFailed, match="perplexity is nan"):
+        compare(plain(model), plain(other), rows_of(model.encoder.tokenizer), (), STRICT)
+
+
+def test_rows_without_anything_to_judge() -> None:
+    model = make_language("llama")
+    itself = plain(model)
+    with pytest.raises(InputError, match="at least one with two tokens"):
+        compare(itself, itself, [np.array([1])], (), STRICT)
+    assert perplexity([np.log(np.array([0.5, 0.25]))]) == pytest.approx(8**0.5)

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,7 +59,7 @@ class Prepared:
     model: Model
     facts: dict[str, Any]
     truncated_tokens: int
-    unlabelled: Sequence[Example] = ()
+    unlabelled: Sequence[Example] = field(default=(), kw_only=True)
 
 
 def prepare(recipe: Recipe, source: Any, watch: Watch = lambda fact: None) -> Prepared:
@@ -92,9 +92,9 @@ def plan_method(model: Model, recipe: Recipe, rows: Sequence[Example]) -> Any:
     """A recipe's method with what it chooses by the model and the rows; texts may then be as long as it leaves room for."""
     method = make_method(recipe.method)
     if hasattr(method, "plan"):
-        model.encoder.max_length = _max_length(recipe, model)
+        model.encoder.max_length = longest_text(recipe, model)
         method = method.plan(model, rows)
-    model.encoder.max_length = _max_length(recipe, model, getattr(method, "taken", 0))
+    model.encoder.max_length = longest_text(recipe, model, getattr(method, "taken", 0))
     return method
 
 
@@ -121,7 +121,7 @@ def _prepare(recipe: Recipe, source: Any, watch: Watch) -> tuple[Prepared, Any]:
         watch(finding)
     facts = doctor.describe(parts, findings, lengths=lengths)
     cut = sum(int(np.maximum(found - model.encoder.max_length, 0).sum()) for found in lengths.values())
-    return Prepared(parts["train"], parts.get("dev", []), parts.get("test", []), model, facts, cut, read_unlabelled(recipe, splits)), method
+    return Prepared(parts["train"], parts.get("dev", []), parts.get("test", []), model, facts, cut, unlabelled=read_unlabelled(recipe, splits)), method
 
 
 def read_unlabelled(recipe: Recipe, splits: Splits) -> list[Example]:
@@ -177,8 +177,8 @@ def stop_on_signals(work: Stoppable) -> Iterator[list[str]]:
             signal.signal(number, handler)
 
 
-def _max_length(recipe: Recipe, model: Model, taken: int = 0) -> int:
-    """The asked limit, or what the base takes beside the tokens that are the method's own."""
+def longest_text(recipe: Recipe, model: Model, taken: int = 0) -> int:
+    """Most tokens of a text: the asked limit, or what the base takes beside the tokens that are the method's own."""
     whole = architectures.longest_input(model.network.backbone.config)
     limit, wanted = whole and whole - taken, recipe.data.max_length
     if wanted and limit and wanted > limit:

@@ -62,9 +62,9 @@ def teach(
     teacher: the model that learned from `train`. fresh: the model as it was before. run: takes a training to its end.
 
     Raises:
-        InputError: a task without single labels, or too few development rows.
+        InputError: as `check_suits` does.
     """
-    check_suits(teacher, dev)
+    check_suits(teacher, dev, unlabelled)
     best, training, done = teacher, None, list[Round]()
     plain = dataclasses.replace(options, contrast=0)  # rows are no longer few
     for _ in range(rounds):
@@ -84,11 +84,11 @@ def teach(
     return Taught(best, training, tuple(done))
 
 
-def check_suits(model: Model, dev: Sequence[Example]) -> None:
+def check_suits(model: Model, dev: Sequence[Example], unlabelled: Sequence[Example]) -> None:
     """Refuse what self-training cannot do.
 
     Raises:
-        InputError: a task without single labels, or too few development rows.
+        InputError: a task without single labels, too few development rows, or no rows without a label.
     """
     if model.answers.kind not in TASKS:
         raise InputError(
@@ -98,6 +98,8 @@ def check_suits(model: Model, dev: Sequence[Example]) -> None:
         raise InputError(
             f"Self-training chooses by development rows, of which there are {len(dev)}; it needs {LEAST_DEV}. Give --dev or a larger --dev-share."
         )
+    if not len(unlabelled):
+        raise InputError("Self-training needs rows without labels, of which there are none. Leave their label empty, or give --unlabelled FILE.")
 
 
 def choose_confidence(model: Model, dev: Sequence[Example]) -> float | None:

@@ -79,3 +79,5 @@ def test_what_it_cannot_do_is_refused(tiny_source: Callable[[str], Source]) -> N
     plain = tiny_models.start(tiny_source("bert"), FEW)
     with pytest.raises(InputError, match="of which there are 5; it needs 20"):
         teach(plain, plain, FEW, DEV[:5], MORE, OPTIONS)
+    with pytest.raises(InputError, match="needs rows without labels, of which there are none"):
+        teach(plain, plain, FEW, DEV, [], OPTIONS)

@@ -12,7 +12,7 @@ from torch import nn
 
 from lightune import architectures
 from lightune.errors import InputError
-from lightune.methods.prompts import Prompted, Words, sample_words
+from lightune.methods.prompts import HEAD_SHARE, Prompted, Words, sample_words
 from lightune.options import check, option
 
 
@@ -50,6 +50,10 @@ class Prompt:
         if not ids:
             raise InputError(f"prompt:text is {self.text!r}, in which the base's tokenizer finds no tokens. Give words.")
         return dataclasses.replace(self, tokens=len(ids), ids=tuple(ids))
+
+    def rate_multiple(self, name: str) -> float:
+        """The factor of the learning rate for a trained parameter: what suits vectors before a text is far too much for the head."""
+        return HEAD_SHARE if name.startswith("head.") else 1.0
 
     def apply(self, backbone: nn.Module) -> nn.Module:
         """Put the vectors before the backbone.

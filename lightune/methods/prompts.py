@@ -10,6 +10,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from lightune import architectures
 
+HEAD_SHARE = 0.1  # of a prompt's rate, at which the head learns
+
 
 class Prompted(nn.Module):
     """A backbone that reads what `prompt()` gives, float [p, e], before every text, and tells the vectors of the text's own tokens alone."""

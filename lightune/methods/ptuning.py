@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightune.methods.prompt import Prompt
-from lightune.methods.prompts import Prompted, Words, sample_words
+from lightune.methods.prompts import HEAD_SHARE, Prompted, Words, sample_words
 from lightune.options import check, option
 
 
@@ -53,6 +53,10 @@ class PTuning:
     def leaves(self) -> Any:
         """The vectors stay, as those of prompt tuning."""
         return Prompt(self.tokens)
+
+    def rate_multiple(self, name: str) -> float:
+        """The factor of the learning rate for a trained parameter: what suits the network and the head is far too little for the vectors."""
+        return 1 / HEAD_SHARE if name.endswith(".prompt.embedding") else 1.0
 
     def apply(self, backbone: nn.Module) -> nn.Module:
         """Put the vectors before the backbone."""

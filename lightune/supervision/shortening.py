@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from lightune.runtime.chat import ChatFormat
+from lightune.runtime.chat import ChatFormat, render
 from lightune.runtime.generation import Message
 from lightune.supervision.marking import Marked, Marker, marked
 from lightune.supervision.rendering import Rendered, Talk, question_begin, render_talk
@@ -31,21 +32,11 @@ class Shortener:
     def _cut_left(self, talk: Talk, rendered: Rendered, row: Marked) -> Marked:
         """Whole exchanges go first; where the last one alone is too long, the front of its question goes."""
         head, exchanges = _exchanges(talk.messages)
-        low, high = 1, len(exchanges) - 1
-        best = None
-        while low <= high:
-            middle = (low + high) // 2
-            _, found = self._made(_joined(talk, head, exchanges[middle:]))
-            if len(found.ids) <= self.max_length:
-                best, high = found, middle - 1
-            else:
-                low = middle + 1
-        if best is not None:
-            return best
         if len(exchanges) > 1:
-            talk = _joined(talk, head, exchanges[-1:])
+            kept = _most(len(exchanges) - 1, lambda count: self._fits(_joined(talk, head, exchanges[-count:])))
+            talk = _joined(talk, head, exchanges[-max(1, kept) :])
             rendered, row = self._made(talk)
-        return self._cut_question(talk, rendered, row)
+        return row if len(row.ids) <= self.max_length else self._cut_question(talk, rendered, row)
 
     def _cut_question(self, talk: Talk, rendered: Rendered, row: Marked) -> Marked:
         """The row without the front of its question; the system turn stays where the answers stay whole beside it."""
@@ -63,19 +54,12 @@ class Shortener:
         head, exchanges = _exchanges(talk.messages)
         if talk.last_only or len(exchanges) < 2:
             return self._stretches(row)
-        rows, begin = [], 0
-        while begin < len(exchanges):
-            end, found = begin + 1, self._made(_joined(talk, head, exchanges[begin : begin + 1]))[1]
-            low, high = begin + 2, len(exchanges)
-            while low <= high and len(found.ids) <= self.max_length:
-                middle = (low + high) // 2
-                longer = self._made(_joined(talk, head, exchanges[begin:middle]))[1]
-                if len(longer.ids) <= self.max_length:
-                    end, found, low = middle, longer, middle + 1
-                else:
-                    high = middle - 1
-            rows += self._stretches(found)
-            begin = end
+        rows: list[Marked] = []
+        while exchanges:
+            fitting = _most(len(exchanges), lambda count: self._fits(_joined(talk, head, exchanges[:count])))  # noqa: B023  (called at once)
+            together, exchanges = exchanges[: max(1, fitting)], exchanges[max(1, fitting) :]
+            _, made = self._made(_joined(talk, head, together))
+            rows += self._stretches(made)
         return rows
 
     def _stretches(self, row: Marked) -> list[Marked]:
@@ -83,9 +67,24 @@ class Shortener:
         step = self.max_length - 1
         return [row.part(begin, begin + self.max_length) for begin in range(0, max(1, len(row.ids) - 1), step)]
 
+    def _fits(self, talk: Talk) -> bool:
+        return len(self.marker.ids(render(self.format, talk.messages, tools=talk.tools, opening=False))) <= self.max_length
+
     def _made(self, talk: Talk) -> tuple[Rendered, Marked]:
         rendered = render_talk(self.format, talk)
         return rendered, self.marker.mark([rendered])[0]
+
+
+def _most(limit: int, fits: Callable[[int], bool]) -> int:
+    """The largest number up to `limit` that fits, where what fits a number fits every smaller one; 0 where not even 1 does."""
+    good, bad = 0, 1
+    while bad <= limit and fits(bad):
+        good, bad = bad, 2 * bad
+    bad = min(bad, limit + 1)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    return good
 
 
 def _exchanges(messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], list[tuple[Message, ...]]]:

@@ -11,7 +11,10 @@ from lightune.errors import InputError
 from lightune.runtime.chat import CHATML, ChatFormat, chat_format, closing, make_format, render
 from lightune.runtime.generation import Message
 
-TOOL = {"type": "function", "function": {"name": "temperature", "description": "<of> a 'city' & é", "parameters": {"city": {"type": "string"}}}}
+TOOL = {
+    "type": "function",
+    "function": {"name": "temperature", "description": "<of> a 'city' & é", "parameters": {"city": {"type": "string"}}},
+}
 CALL = {"type": "function", "function": {"name": "temperature", "arguments": {"city": "Zürich"}}}
 CONVERSATIONS = {
     "question": [Message("user", "How warm is it?")],
@@ -23,6 +26,7 @@ CONVERSATIONS = {
         *(Message("tool", '{"degrees": 20}', {"tool_call_id": "1"}), Message("assistant", "20 °C", {"thinking": "easy"})),
     ],
 }  # fmt: skip
+REFUSED = {("gemma", "system"): "System role not supported", ("gemma", "tools"): "Conversation roles must alternate"}
 
 
 def transformers_tokenizer(template: str | None):
@@ -39,16 +43,15 @@ def transformers_tokenizer(template: str | None):
 def test_the_text_is_the_one_that_transformers_writes(name: str, which: str, opening: bool) -> None:
     tokenizer, messages = transformers_tokenizer(TEMPLATES[name]), CONVERSATIONS[which]
     tools = [TOOL] if which == "tools" else []
-    try:
-        expected = tokenizer.apply_chat_template(
-            [message.to_dict() for message in messages], tools=tools or None, tokenize=False, add_generation_prompt=opening
-        )
-    except Exception as problem:
-        with pytest.raises(InputError) as caught:
+    plain = [message.to_dict() for message in messages]
+    if refused := REFUSED.get((name, which)):
+        with pytest.raises(Exception, match=refused):
+            tokenizer.apply_chat_template(plain, tools=tools or None, tokenize=False, add_generation_prompt=opening)
+        with pytest.raises(InputError, match=refused):
             render(chat_format(tokenizer), messages, tools=tools, opening=opening)
-        assert str(problem) in str(caught.value)
-    else:
-        assert render(chat_format(tokenizer), messages, tools=tools, opening=opening) == expected
+        return
+    expected = tokenizer.apply_chat_template(plain, tools=tools or None, tokenize=False, add_generation_prompt=opening)
+    assert render(chat_format(tokenizer), messages, tools=tools, opening=opening) == expected
 
 
 @settings(max_examples=60, deadline=None)

@@ -45,9 +45,9 @@ SPLITS: dict[str, Callable[[], list[Any]]] = {
 }
 
 
-def plain(model: Any) -> TorchGenerator:
+def plain(model: Any, max_length: int = 64) -> TorchGenerator:
     """The model itself as a generator."""
-    return TorchGenerator(model.network, model.encoder, model.chat, name="plain", max_length=64)
+    return TorchGenerator(model.network, model.encoder, model.chat, name="plain", max_length=max_length)
 
 
 def logits(network: LanguageNetwork, ids: Sequence[int] | np.ndarray) -> torch.Tensor:

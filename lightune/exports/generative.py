@@ -18,18 +18,37 @@ from lightune.errors import MissingExtra
 from lightune.options import build, check, option
 
 FORMAT = 1
-TYPES = ("f32", "f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_k_s", "q4_0")
+TYPES = {  # of a GGUF file, with the largest change of the perplexity
+    "f32": 0.005, "f16": 0.005, "q8_0": 0.005, "q6_k": 0.02, "q5_k_m": 0.02, "q4_k_m": 0.05, "q4_k_s": 0.05, "q4_0": 0.05,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Closeness:
+    """How far an exported generator may be from its model.
+
+    perplexity: the largest change on held-out rows, as a share. agree: the least share of equal greedy answers; one unequal answer is always
+    allowed, since few prompts cannot show a share. None means any.
+    """
+
+    perplexity: float | None = None
+    agree: float | None = None
 
 
 @dataclass(frozen=True)
 class Quantization:
     """How a GGUF file holds its weights."""
 
-    type: str = option("q8_0", "the mixture of types, as llama.cpp names it", choices=TYPES)
+    type: str = option("q8_0", "the mixture of types, as llama.cpp names it", choices=tuple(TYPES))
     imatrix: bool = option(True, "round by what the data put through each matrix, where there are rows and fewer than 8 bits")
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def tolerance(self) -> Closeness:
+        """How far the file may be from the model."""
+        return Closeness(perplexity=TYPES[self.type])
 
 
 @dataclass(frozen=True)
@@ -41,23 +60,10 @@ class Storage:
     def __post_init__(self) -> None:
         check(self)
 
-
-@dataclass(frozen=True)
-class Closeness:
-    """How far an exported generator may be from its model.
-
-    perplexity: the largest rise on held-out rows, as a share. agree: the least share of equal greedy answers; one unequal answer is always
-    allowed, since few prompts cannot show a share. None means any.
-    """
-
-    perplexity: float | None = None
-    agree: float | None = None
-
-
-CLOSENESS = {
-    "f32": Closeness(0.005, 0.99), "f16": Closeness(0.005), "bf16": Closeness(0.005), "q8_0": Closeness(0.005), "q6_k": Closeness(0.02),
-    "q5_k_m": Closeness(0.02), "q4_k_m": Closeness(0.05), "q4_k_s": Closeness(0.05), "q4_0": Closeness(0.05),
-}  # fmt: skip
+    @property
+    def tolerance(self) -> Closeness:
+        """How far the folder may be from the model: with all bits it computes the same."""
+        return Closeness(perplexity=0.005, agree=0.99 if self.type == "f32" else None)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class GenerativeExport:
     @property
     def tolerance(self) -> Closeness:
         """How far it may be from the model: the fewer bits, the farther."""
-        return CLOSENESS[self.options.type]
+        return self.options.tolerance
 
     def configured(self, values: dict[str, Any], name: str) -> GenerativeExport:
         """The target with other options, by their names.

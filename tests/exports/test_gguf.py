@@ -10,7 +10,8 @@ import torch
 from tiny_generators import PROMPTS, SPLITS, TEXTS, make_language, make_words, plain, rows_of
 from tiny_tokenizers import KINDS
 
-from lightune.errors import CheckFailed, InputError
+from lightune import models, sources
+from lightune.errors import CheckFailed, InputError, LightuneError
 from lightune.exports import find_generative
 from lightune.exports.generative import TYPES, Closeness
 from lightune.exports.gguf import measure_imatrix
@@ -20,8 +21,8 @@ from lightune.exports.gguf.tokens import check_tokens, describe_tokens
 from lightune.exports.likeness import compare
 from lightune.methods import make_method
 from lightune.runtime import manifest
-from lightune.runtime.chat import ChatFormat
-from lightune.runtime.generation import GenerationOptions
+from lightune.runtime.chat import ChatFormat, render
+from lightune.runtime.generation import GenerationOptions, Message
 from lightune.runtime.tokenization import Encoder
 from lightune.steps.depth import Depth
 from lightune.steps.ffn import FFN
@@ -293,7 +294,7 @@ def test_the_importance_matrix_is_the_mean_square_of_what_each_matrix_reads() ->
 
 
 def test_types_are_those_of_llama_cpp() -> None:
-    assert tuple(RECIPES) == TYPES
+    assert list(RECIPES) == list(TYPES)
 
     def kind(name: str, *shape: int, type: str = "q4_k_m", tied: bool = False, layers: int = 30, weighted: bool = False) -> tuple[str, str]:
         return choose_type(RECIPES[type], name, shape, layers, tied=tied, weighted=weighted)
@@ -326,3 +327,24 @@ def test_types_are_those_of_llama_cpp() -> None:
 def test_specs_that_are_wrong(spec: str, told: str) -> None:
     with pytest.raises(InputError, match=told):
         find_generative(spec)
+
+
+@pytest.mark.slow
+@pytest.mark.shared
+@pytest.mark.parametrize("spec", ["gguf:type=f16", "gguf:type=q8_0", "gguf:type=q4_k_m", "gguf:type=q4_0"])
+def test_smollm2_stays_what_it_is(shared_data: Path, tmp_path: Path, spec: str) -> None:
+    try:
+        model = models.start_language(sources.resolve_model("smollm2-135m"), None, max_length=512)
+    except LightuneError as error:
+        pytest.skip(f"smollm2-135m cannot be had here: {error}")
+    model.network.eval()
+    lines = [json.loads(line) for line in (shared_data / "nl2bash" / "train.jsonl").read_text(encoding="utf-8").splitlines()[:48]]
+    turns = [(Message("user", row["nl"]), Message("assistant", row["bash"])) for row in lines]
+    rows = [np.array(model.encoder.tokenizer.encode(render(model.chat, turn, opening=False)).ids) for turn in turns]
+    target = find_generative(spec)
+    path = target.write(model, tmp_path / "artifact", sample=rows[16:])
+    with opened(path) as generator:
+        found = compare(plain(model, 512), generator, rows[:16], [turn[:1] for turn in turns[:4]], target.tolerance, max_tokens=16)
+    assert found.tokens > 500
+    if spec.endswith("q4_k_m"):
+        assert json.loads((path / "task.json").read_text(encoding="utf-8"))["fallbacks"]["q4_k as q5_0"] > 100  # rows of 576

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from parrots import Parrot
+from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance, response_schema_conformance, status_code_conformance
 from starlette.testclient import TestClient
@@ -19,25 +21,26 @@ from lightune.serving.settings import Settings
 
 ROUTES = ("/v1/chat/completions", "/v1/completions", "/predict", "/models/classify/predict")
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+BOUNDED = settings(max_examples=25, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def app(predictors: dict[str, Served]) -> Any:
     return make_app({"parrot": Served("parrot", "generate", Parrot()), **predictors}, Settings())
 
 
-@pytest.fixture
-def described(app: Any) -> Any:
-    return schemathesis.openapi.from_asgi("/openapi.json", app)
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
+@pytest.mark.parametrize("path", ROUTES)
+def test_requests_made_from_the_description_never_break_the_server(app: Any, path: str, mode: GenerationMode) -> None:
+    description = schemathesis.openapi.from_asgi("/openapi.json", app)
+    operation = next(iter(description[path.replace("classify", "{name}")].values()))
 
+    @BOUNDED
+    @given(case=operation.as_strategy(mode))
+    def check(case: Any) -> None:
+        case.call_and_validate(checks=CHECKS)
 
-schema = schemathesis.pytest.from_fixture("described")
-
-
-@schema.parametrize()
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True, database=None)
-def test_bodies_made_from_the_description_never_break_the_server(case: Any) -> None:
-    case.call_and_validate(checks=CHECKS)
+    check()
 
 
 json_values = st.recursive(
@@ -74,11 +77,9 @@ OPTIONS = (
 bodies = st.fixed_dictionaries({}, optional={**FIELDS, **dict.fromkeys(OPTIONS, st.integers(-1, 3) | st.floats() | json_values)})
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(BOUNDED, max_examples=100)
 @given(route=st.sampled_from(ROUTES), body=bodies | json_values)
 def test_bodies_of_known_fields_with_wild_values_never_break_the_server(app: Any, route: str, body: Any) -> None:
-    import json
-
     response = TestClient(app).post(route, content=json.dumps(body), headers={"content-type": "application/json"})
     assert response.status_code in (200, 400, 404)
     if response.status_code != 200:

@@ -183,6 +183,19 @@ def test_nothing_to_learn_is_an_error_with_its_cure() -> None:
         supervise(format_of(SMOLLM2), ENCODER, [], max_length=LONG)
 
 
+def test_rows_that_the_template_refuses_are_all_named() -> None:
+    talks = [talk("a", "b", row=row, system="brief" if row % 2 else None) for row in range(1, 7)]
+    with pytest.raises(InputError, match=r"Rows 1, 3, 5 cannot be rendered\. Row 1: The chat template refuses .*System role not supported"):
+        supervise(format_of(GEMMA), ENCODER, talks, max_length=LONG)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(st.characters(), max_size=9), st.text(st.characters() | st.characters(categories=["Cs"]), max_size=9))
+def test_halves_of_characters_are_read_as_unknown_ones(question: str, answer: str) -> None:
+    rows, _ = supervise(format_of(SMOLLM2), ENCODER, [talk(question, answer + "\ud83d")], max_length=LONG)
+    assert learned(rows[0]) == ["".join("\ufffd" if "\ud800" <= each <= "\udfff" else each for each in answer) + "\ufffd<|im_end|>\n"]
+
+
 def test_rows_that_are_too_long_are_all_named() -> None:
     talks = [talk("a", "b" * length, row=row) for row, length in enumerate((3, 900, 4, 1200), start=1)]
     with pytest.raises(InputError, match=r"2 rows are longer than max-length 500: rows 2 \([\d,]+ tokens\), 4 \(1,\d+ tokens\)\. Raise"):

@@ -115,7 +115,8 @@ def _columns(
     if wish.shape in (None, "text") and not wish.completion and (column := _text(wish, texts, names, lower)):
         return "text", (column,), None
     raise InputError(
-        f"No columns look like a question and its answer; the columns are: {_listed(names)}. Name them: prompt='column', completion='column'; "
+        f"No columns look like a question and its answer; the columns are: {_listed(names) or 'none'}. "
+        "Name them: prompt='column', completion='column'; "
         "or shape='text', prompt='column' for plain text."
     )
 
@@ -172,7 +173,7 @@ def _text(wish: Wish, texts: set[str], names: Sequence[str], lower: Mapping[str,
     if wish.prompts:
         return wish.prompts[0] if wish.shape == "text" else None
     known = next((lower[name] for name in TEXT_NAMES if lower.get(name) in texts), None)
-    return known or (names[0] if len(names) == 1 and texts else None)
+    return known or (names[0] if len(names) == 1 and texts and names[0].lower() not in CHAT_NAMES else None)
 
 
 def _sentences(layout: Layout, words: str | None, wish: Wish, names: Sequence[str]) -> Iterable[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,6 +11,8 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer
 
 from lightune.supervision.rendering import Rendered
+
+HALVES = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,11 @@ def marked(ids: np.ndarray, trained: np.ndarray, ended: bool) -> Marked:
     return Marked(ids.astype(np.int32), trained, ended)
 
 
+def _characters(text: str) -> str:
+    """The text with halves of characters (lone surrogates), which no tokenizer takes, as U+FFFD: as many characters as before."""
+    return HALVES.sub("\ufffd", text)
+
+
 class Marker:
     """Tokenizes as the model reads: special tokens in the text are recognised and none are added."""
 
@@ -45,12 +53,12 @@ class Marker:
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self._tokenizer.encode(_characters(text), add_special_tokens=False).ids
 
     def mark(self, rendered: Sequence[Rendered]) -> list[Marked]:
         """The tokens of each text. Where a token would stand for both sides of an answer's edge, the sides are tokenized apart, as they
         are when the model is asked."""
-        encodings = self._tokenizer.encode_batch([each.text for each in rendered], add_special_tokens=False)
+        encodings = self._tokenizer.encode_batch([_characters(each.text) for each in rendered], add_special_tokens=False)
         return [self._marked(each, encoding) for each, encoding in zip(rendered, encodings, strict=True)]
 
     def _marked(self, rendered: Rendered, encoding: Encoding) -> Marked:

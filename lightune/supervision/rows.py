@@ -14,7 +14,7 @@ from lightune.runtime.chat import ChatFormat
 from lightune.runtime.tokenization import Encoder
 from lightune.supervision.ledger import Ledger
 from lightune.supervision.marking import Marked, Marker
-from lightune.supervision.rendering import talks
+from lightune.supervision.rendering import Rendered, Talk, talks
 from lightune.supervision.shortening import Shortener
 
 TOO_LONG = ("error", "cut-left", "cut-right", "split", "drop")
@@ -60,7 +60,7 @@ def supervise(
     rows: list[Supervised] = []
     over: list[tuple[int, int]] = []
     for begin in range(0, len(conversations), TOGETHER):
-        several = [talks(format, conversation, writes_bos) for conversation in conversations[begin : begin + TOGETHER]]
+        several = _rendered(format, conversations[begin : begin + TOGETHER], writes_bos)
         ledger.rewritten_rows += sum(len(found) > 1 for found in several)
         flat = [each for found in several for each in found]
         for (talk, rendered), row in zip(flat, marker.mark([rendered for _, rendered in flat]), strict=True):
@@ -91,6 +91,20 @@ def show(rows: Sequence[Supervised], encoder: Encoder, count: int) -> list[list[
         texts = [stream.step(encoder.tokenizer, int(token)) or "" for token in row.ids]
         shown.append(list(zip(texts, row.trained.tolist(), strict=True)))
     return shown
+
+
+def _rendered(format: ChatFormat, conversations: Sequence[Conversation], writes_bos: bool) -> list[list[tuple[Talk, Rendered]]]:
+    """The rows of each conversation as text, or one error for all that the template refuses."""
+    several, refused = [], []
+    for conversation in conversations:
+        try:
+            several.append(talks(format, conversation, writes_bos))
+        except InputError as problem:
+            refused.append((conversation.row, problem))
+    if refused:
+        shown = ", ".join(str(row) for row, _ in refused[:SHOWN]) + ", ..." * (len(refused) > SHOWN)
+        raise InputError(f"Rows {shown} cannot be rendered. Row {refused[0][0]}: {refused[0][1]}") from refused[0][1]
+    return several
 
 
 def _counted(ledger: Ledger, row: Marked, made: Sequence[Marked], policy: str) -> list[Marked]:

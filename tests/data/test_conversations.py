@@ -200,6 +200,12 @@ def test_columns_that_cannot_be_found_are_an_error_with_a_cure(options: dict[str
         read_conversations([{"ask": "a", "answer": "b", "other": "c"}], **options)
 
 
+@pytest.mark.parametrize("value", ['[{"role": "user", broken', "words", []])
+def test_a_column_of_turns_that_holds_none_is_not_learned_as_text(value: Any) -> None:
+    with pytest.raises(InputError, match=r"No columns look like a question and its answer; the columns are: 'messages'"):
+        read_conversations([{"messages": value}])
+
+
 def test_two_columns_of_turns_need_a_name() -> None:
     rows = [{"chosen": CHAT, "rejected": CHAT[1:]}]
     with pytest.raises(InputError, match="'chosen', 'rejected' hold turns"):

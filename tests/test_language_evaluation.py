@@ -188,3 +188,28 @@ def test_the_last_answer_is_asked_for_with_all_that_stands_before() -> None:
         language.ask(Conversation(text="plain", row=5))
     with pytest.raises(InputError, match="no rows"):
         language.evaluate_generation(BigramGenerator(), [])
+
+
+@pytest.mark.slow
+def test_a_real_model_finds_english_likelier_than_its_words_in_disorder() -> None:
+    from lightune.runtime.gguf import load_gguf
+    from lightune.sources import resolve_model
+
+    try:
+        source = resolve_model("smollm2-135m")
+    except Exception as error:
+        pytest.skip(f"SmolLM2 is not here ({error})")
+    generator = load_gguf(source.folder / str(source.file), context=256)
+    text = "The capital of France is Paris. It lies on the river Seine, and millions of people visit its museums every year."
+    words = text.split()
+    mixed = " ".join(np.random.default_rng(0).permutation(words))
+    plain, disorder = (
+        language.perplexity(generator, language.cut_rows(generator, [each], prefix="<|endoftext|>")) for each in (text, mixed)
+    )
+    assert plain.per_byte is not None
+    assert 1 < plain.per_token.value < 40
+    assert disorder.per_token.value > 5 * plain.per_token.value
+    assert math.log(plain.per_byte.value) * len(text.encode()) == pytest.approx(math.log(plain.per_token.value) * plain.tokens, rel=1e-6)
+    questions = [Question("Question: What is the capital of France?\nAnswer:", ("Berlin", "Paris", "Madrid", "Vienna"), 1)]
+    assert language.multiple_choice(generator, questions)["predictions"] == [[1, 1]]
+    generator.close()

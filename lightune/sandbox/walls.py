@@ -69,8 +69,14 @@ def _unshare() -> bool:
     """Leave the machine's network, processes and mounts; in a new user namespace where only that may."""
     if libc is None:
         return False
-    own_user = NEW_USER if os.geteuid() else 0
-    return libc.unshare(NAMESPACES | own_user) == 0
+    user, group = os.geteuid(), os.getegid()
+    if libc.unshare(NAMESPACES | (NEW_USER if user else 0)):
+        return False
+    if user:  # the same ids inside, without which no file can be made
+        for name, entry in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+            with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+                file.write(entry)
+    return True
 
 
 def _raise_walls(settings: dict[str, Any], apart: bool) -> None:

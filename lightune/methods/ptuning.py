@@ -39,7 +39,7 @@ class PTuning:
     tokens: int = option(20, "how many vectors", low=1)
     encoder: str = option("mlp", "what makes them", choices=("mlp", "lstm"))
     width: int = option(128, "inner size of what makes them", low=1)
-    rate: ClassVar[float] = 1e-2
+    rate: ClassVar[float] = 3e-3
 
     def __post_init__(self) -> None:
         check(self)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightune.errors import InputError
+from lightune.runtime.manifest import read_json
 from lightune.serving.settings import Settings
 
 GENERATE = "generate"
@@ -29,7 +30,7 @@ class Served:
     @property
     def owner(self) -> Any:
         """What computes: models with the same owner share a line."""
-        return self.board or self.engine
+        return self.engine if self.board is None else self.board
 
     def predict(self, rows: Sequence[Any], served: Sequence[Served]) -> list[dict[str, Any]]:
         """The answers to rows, each asked of the model beside it; all of them have this model's owner."""
@@ -66,32 +67,46 @@ def _named(path: str) -> tuple[str, Path]:
     return (run or found).absolute().name.removesuffix(".gguf"), found
 
 
-def _open(name: str, path: Path, settings: Settings) -> Served:
+def _open(name: str, path: Path, settings: Settings) -> tuple[Served, Any]:
+    """What is served, and the model in torch that it stands on, None where it needs none."""
     gguf = _find_gguf(path)
     if gguf:
         from lightune.runtime.gguf import load_gguf
 
-        return Served(name, GENERATE, load_gguf(gguf, threads=settings.threads, context=settings.context, slots=settings.slots))
-    from lightune.predictors import open_predictor
+        return Served(name, GENERATE, load_gguf(gguf, threads=settings.threads, context=settings.context, slots=settings.slots)), None
+    from lightune.predictors import find_folder, open_predictor
 
-    predictor = open_predictor(path, threads=settings.threads).predictor
-    return Served(name, predictor.answers.kind, predictor)
+    folder = find_folder(path)
+    if (folder / "task.json").is_file() and read_json(folder / "task.json").get("kind") == GENERATE:
+        from lightune.exporting import open_written
+
+        return Served(name, GENERATE, open_written(folder)), None
+    opened = open_predictor(folder, threads=settings.threads)
+    model = opened.predictor if opened.kind == "model" else None
+    if opened.predictor.answers.kind == GENERATE:
+        from lightune.language import generator_of
+
+        return Served(name, GENERATE, generator_of(opened.predictor, name=name)), model
+    return Served(name, opened.predictor.answers.kind, opened.predictor), model
 
 
 def _find_gguf(path: Path) -> Path | None:
     """The GGUF file or the folder of one that a path stands for, None where it stands for something else."""
     if path.suffix == ".gguf" and path.is_file():
         return path
-    found = [path / "model.gguf", *sorted(path.glob("artifacts/*/model.gguf"))] if path.is_dir() else []
+    artifacts = sorted(path.glob("artifacts/*/model.gguf"), key=lambda file: (file.parent.name != "small", file))
+    found = [path / "model.gguf", *artifacts] if path.is_dir() else []
     return next((file.parent for file in found if file.is_file()), None)
 
 
-def _share(opened: Sequence[Served]) -> list[Served]:
-    """The same models; those in torch have one board if there are several."""
-    loose = {served.name: served.engine for served in opened if hasattr(served.engine, "network") and served.kind != GENERATE}
+def _share(opened: Sequence[tuple[Served, Any]]) -> list[Served]:
+    """The same models. Those in torch have their common weights in memory once; those of them that predict answer by one board."""
+    loose = {served.name: model for served, model in opened if model is not None}
     if len(loose) < 2:
-        return list(opened)
+        return [served for served, _ in opened]
     from lightune.switching import Switchboard
 
     board = Switchboard(loose)
-    return [Served(item.name, item.kind, item.engine, board) if item.name in loose else item for item in opened]
+    return [
+        served if model is None or served.kind == GENERATE else Served(served.name, served.kind, model, board) for served, model in opened
+    ]

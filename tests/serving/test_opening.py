@@ -57,6 +57,32 @@ def test_models_on_one_base_share_a_board_and_answer_as_alone(start: Start, tmp_
             assert [answer["probability"] for answer in answers] == pytest.approx([answer["probability"] for answer in alone], abs=1e-5)
 
 
+def test_generating_models_on_one_base_have_its_weights_in_memory_once(tmp_path: Path) -> None:
+    import tiny_models
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from lightune import models
+    from lightune.methods.lora import LoRA
+    from lightune.runtime.answers import Answers
+    from lightune.sources import resolve_model
+    from lightune.tasks import task_for
+
+    config = AutoConfig.for_model("llama", **{**tiny_models.TRANSFORMERS, **tiny_models.FAMILIES["llama"]})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "base")
+    tiny_models.make_tokenizer("llama").save_pretrained(tmp_path / "base")
+    for name in ("first", "second"):
+        model = models.start_language(resolve_model(tmp_path / "base"), task_for(Answers("generate", ())), max_length=40)
+        model.apply(LoRA(rank=2)).save(tmp_path / name)
+    served = dict(open_served([str(tmp_path / "first"), str(tmp_path / "second")], Settings(threads=1)))
+    tables = [item.engine.network.backbone.get_input_embeddings().weight.data_ptr() for item in served.values()]
+    assert tables[0] == tables[1]
+    with running(served, Settings(port=0)) as live:
+        for name, item in served.items():
+            expected = item.engine.generate(["good film"], GenerationOptions(max_tokens=8))[0]
+            done = live.openai().completions.create(model=name, prompt="good film", max_tokens=8)
+            assert (done.choices[0].text, done.usage.completion_tokens) == (expected.text, expected.tokens)  # type: ignore[union-attr]
+
+
 @pytest.mark.slow
 def test_a_real_gguf_model_chats_through_openais_client(tmp_path: Path) -> None:
     files = sorted(Path("~/.cache/lightune").expanduser().glob("smollm2*/**/*.gguf"))

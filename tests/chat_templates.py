@@ -98,6 +98,16 @@ REASONING = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>' }}{% endif %}"
 )
 ENDLESS = "{% for message in messages %}{{ '### ' + message.role + ': ' + message.content + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '### assistant: ' }}{% endif %}"
+BLOCKS = """{% for message in messages %}
+    {% if message.role == 'user' %}
+Asked: {{ message.content }}
+    {% else %}
+Said: {{ message.content }}</s>
+    {% endif %}
+{% endfor %}
+{% if add_generation_prompt %}
+Said: {% endif %}
+"""
 TEMPLATES = {
     "smollm2": SMOLLM2,
     "chatml-tools": CHATML_TOOLS,
@@ -106,10 +116,11 @@ TEMPLATES = {
     "mistral": MISTRAL,
     "reasoning": REASONING,
     "endless": ENDLESS,
+    "blocks": BLOCKS,
 }
 ENDS = {
     "smollm2": "<|im_end|>", "chatml-tools": "<|im_end|>", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>", "mistral": "</s>",
-    "reasoning": "<|im_end|>",
+    "reasoning": "<|im_end|>", "blocks": "</s>",
 }  # fmt: skip
 
 

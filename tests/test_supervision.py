@@ -119,6 +119,16 @@ def test_the_prompt_is_tokenized_as_it_is_when_the_model_is_asked() -> None:
     assert learned(rows[0]) == ["\n\nbegins with what would join the line's end<|im_end|>\n"]
 
 
+def test_an_edge_inside_a_token_is_seen_where_offsets_are_trimmed() -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    format = format_of(ENDLESS)
+    rows, _ = supervise(format, Encoder(tokenizer, LONG), [talk("q", "abc")], max_length=LONG)
+    asked = tokenizer.encode(render(format, [Message("user", "q")], opening=True), add_special_tokens=False).ids
+    assert rows[0].ids[: int(rows[0].trained.argmax())].tolist() == asked  # it ends with a blank, and blank-a is a token
+    assert learned(rows[0]) == ["abc\n"]
+
+
 def test_calls_of_tools_are_learned_and_their_results_are_not() -> None:
     call = {"type": "function", "function": {"name": "temperature", "arguments": {"city": "Zürich"}}}
     turns = (
@@ -264,6 +274,14 @@ def test_cut_left_takes_the_front_of_the_question_alone() -> None:
     assert text.startswith(head)
     assert text.endswith(tail)
     assert ("0123456789" * 9).endswith(text[len(head) : -len(tail)])
+
+
+def test_cut_left_gives_up_the_system_turn_before_the_answer() -> None:
+    talked = talk("0123456789" * 9, "yes " * 9, system="brief " * 9)
+    rows, ledger = supervise(format_of(SMOLLM2), ENCODER, [talked], max_length=60, too_long="cut-left")
+    assert learned(rows[0]) == ["yes " * 9 + "<|im_end|>\n"]
+    assert len(rows[0].ids) == 60
+    assert ledger.cut_supervised == 0
 
 
 def test_split_puts_the_system_turn_before_every_part() -> None:

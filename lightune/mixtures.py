@@ -1,7 +1,7 @@
 """Models that differ by their LoRA and their head alone answer the texts of one batch in one pass.
 
-The base's products are made once for all rows. Beside them every row goes through the thin matrices of its own model, which are gathered
-and multiplied as a batch (after Punica, Chen et al. 2023, and S-LoRA, Sheng et al. 2023).
+The base's products are made once for all rows. Beside them the rows of each model, which lie together, go through its own thin matrices (as in
+Punica, Chen et al. 2023, and S-LoRA, Sheng et al. 2023).
 """
 
 from __future__ import annotations
@@ -26,24 +26,20 @@ from lightune.runtime.tokenization import batches, texts_and_pairs
 
 
 class Mixed(Around):
-    """base(x), x [b, s, n], plus for every row the low-rank change of the layer that it has chosen."""
+    """base(x), x [b, s, n], plus for every row the low-rank change of its own model's layer."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__(base)
-        self.owners = torch.zeros(0, dtype=torch.int64)
-
-    def offer(self, layers: Sequence[LowRank]) -> None:
-        """Take the thin matrices of these layers, [a, r, n] and [a, m, r], smaller ranks filled up with zeros."""
-        rank = max(len(layer.down) for layer in layers)
-        self.down = torch.stack([nn.functional.pad(layer.down, (0, 0, 0, rank - len(layer.down))) for layer in layers])
-        self.up = torch.stack([nn.functional.pad(layer.up * layer.scale, (0, rank - layer.up.shape[1])) for layer in layers])
+        self.rows = 0
+        self.segments: list[tuple[slice, LowRank]] = []  # which rows go through which layer, of each the rows together
 
     def forward(self, x: Tensor) -> Tensor:
-        """[b, s, n] → [b, s, m], for the rows' `owners`, int64 [b]."""
-        rows = x.reshape(len(self.owners), -1, x.shape[-1])
-        plain = self.base(x)
-        change = rows @ self.down[self.owners].transpose(1, 2) @ self.up[self.owners].transpose(1, 2)
-        return plain + change.view_as(plain)
+        """[b, s, n] → [b, s, m]."""
+        given, found = x.reshape(self.rows, -1, x.shape[-1]), self.base(x)
+        changed = found.view(self.rows, -1, found.shape[-1])
+        for rows, layer in self.segments:
+            changed[rows] += layer.change(given[rows])
+        return found
 
 
 class Mixture:
@@ -69,27 +65,21 @@ class Mixture:
         for place, name in enumerate(present):
             self.models[name].truncated_tokens += int(cut[owners == place].sum())
         found: list[np.ndarray] = [np.zeros(0)] * len(texts)
+        layers = [dict(self.models[name].network.named_modules()) for name in present]
         with self.lock, torch.inference_mode():
-            parts = [dict(self.models[name].network.named_modules()) for name in present]
-            for name, layer in self.layers.items():
-                layer.offer([part[name] for part in parts])  # type: ignore[misc]
-            for rows in batches([len(ids) for ids in encoded.ids], BATCH):
+            for places in batches([len(ids) for ids in encoded.ids], BATCH):
+                rows = places[np.argsort(owners[places], kind="stable")]
+                ends = np.searchsorted(owners[rows], np.arange(len(present) + 1))
+                parts = [(owner, slice(*ends[owner : owner + 2].tolist())) for owner in np.unique(owners[rows])]
+                for name, mixed in self.layers.items():
+                    mixed.rows, mixed.segments = len(rows), [(part, layers[owner][name]) for owner, part in parts]  # type: ignore[misc]
                 batch = tensors(encoder.pad(encoded, rows), self.models[present[0]].device)
-                for place, answer in self._answer(batch, owners[rows], [self.models[name] for name in present]):
-                    found[rows[place]] = answer
-        return found
-
-    def _answer(self, batch: dict[str, Tensor], owners: np.ndarray, models: Sequence[Model]) -> list[tuple[int, np.ndarray]]:
-        """Place and logits [k] of every row of a padded batch: one pass through the base, then each model's own head."""
-        for layer in self.layers.values():
-            layer.owners = torch.from_numpy(owners).to(layer.down.device)
-        hidden, mask = self.network.read(**batch).last_hidden_state, batch.get("attention_mask")
-        found = []
-        for owner in np.unique(owners):
-            places = np.flatnonzero(owners == owner)
-            chosen = torch.from_numpy(places).to(hidden.device)
-            logits = models[owner].network.answer(hidden[chosen], None if mask is None else mask[chosen])
-            found += list(zip(places.tolist(), logits.cpu().numpy(), strict=True))
+                hidden, mask = self.network.read(**batch).last_hidden_state, batch.get("attention_mask")
+                for owner, part in parts:
+                    head = self.models[present[owner]].network
+                    logits = head.answer(hidden[part], None if mask is None else mask[part]).cpu().numpy()
+                    for row, answer in zip(rows[part], logits, strict=True):
+                        found[row] = answer
         return found
 
 

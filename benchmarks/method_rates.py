@@ -27,10 +27,10 @@ from lightune.tasks import find_task
 from lightune.training import Training
 
 RATES = {
-    "lora": (5e-4, 1e-3, 3e-3), "houlsby": (1e-3, 3e-3, 1e-2), "pfeiffer": (1e-3, 3e-3, 1e-2), "parallel": (1e-3, 3e-3, 1e-2),
-    "bitfit": (1e-3, 3e-3, 1e-2), "norms": (1e-3, 3e-3, 1e-2), "ia3": (3e-3, 1e-2, 3e-2), "reft": (1e-3, 3e-3, 1e-2),
-    "prefix": (3e-3, 1e-2, 3e-2), "prompt": (1e-2, 3e-2, 1e-1), "ptuning": (1e-3, 3e-3, 1e-2), "head": (5e-3, 1e-2, 3e-2),
-    "freeze": (1e-4, 2e-4, 5e-4), "prompt:text=what is this text about? it is about": (1e-2, 3e-2, 1e-1),
+    "head": (5e-3, 1e-2, 3e-2), "ia3": (3e-3, 1e-2, 3e-2), "bitfit": (1e-3, 3e-3, 1e-2), "reft": (1e-3, 3e-3, 1e-2),
+    "houlsby": (1e-3, 3e-3, 1e-2), "pfeiffer": (1e-3, 3e-3, 1e-2), "parallel": (1e-3, 3e-3, 1e-2), "norms": (1e-3, 3e-3, 1e-2),
+    "prompt": (1e-2, 3e-2, 1e-1), "ptuning": (1e-3, 3e-3, 1e-2), "prefix": (3e-3, 1e-2, 3e-2), "freeze": (1e-4, 2e-4, 5e-4),
+    "lora": (5e-4, 1e-3, 3e-3), "prompt:text=what is this text about? it is about": (1e-2, 3e-2, 1e-1),
 }  # fmt: skip
 FURTHER, STEP = 2, 3.0  # rates beyond an edge, each so many times the one before
 NEAR = 0.01

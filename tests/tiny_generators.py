@@ -24,6 +24,7 @@ SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT = ChatFormat(CHATML, "", "<|endoftext|>", ("<|im_end|>", "<|endoftext|>"))
 PROMPTS = ("the lower film", "a newer and wider show, shown", "1 2 3 12 123", "Über die schöne Straße")
 LENGTH = 48
+BYTE_1 = "\u0101"  # how byte-level tokenizers write the byte 1
 
 ROTARY = {
     "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 96,
@@ -56,13 +57,13 @@ def logits(network: LanguageNetwork, ids: Sequence[int] | np.ndarray) -> torch.T
         return network(torch.as_tensor(np.asarray(ids), dtype=torch.int64)[None])[0]
 
 
-def make_words(split: str = "gpt-2") -> Tokenizer:
+def make_words(split: str = "gpt-2", every_byte: bool = True) -> Tokenizer:
     """A byte-level BPE with ChatML's tokens, which splits texts as the models of that name in llama.cpp do."""
     tokenizer = Tokenizer(models.BPE(ignore_merges=split == "llama-bpe"))
     steps = SPLITS[split]()
     tokenizer.pre_tokenizer = steps[0] if len(steps) == 1 else pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    alphabet = [letter for letter in pre_tokenizers.ByteLevel.alphabet() if every_byte or letter != BYTE_1]
     trainer = trainers.BpeTrainer(initial_alphabet=alphabet, special_tokens=SPECIAL, vocab_size=400, show_progress=False)
     tokenizer.train_from_iterator(TEXTS, trainer)
     return tokenizer

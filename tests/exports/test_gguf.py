@@ -137,6 +137,13 @@ def test_texts_are_split_as_the_tokenizer_splits_them(tmp_path: Path, split: str
     check_tokens(tmp_path / "artifact" / "model.gguf", tokenizer, TEXTS)
 
 
+def test_bytes_that_no_token_spells(tmp_path: Path) -> None:
+    tokenizer = make_words("smollm", every_byte=False)
+    assert tokenizer.encode("\x01").ids == []
+    path = find_generative("gguf").write(make_language("llama", tokenizer=tokenizer), tmp_path / "artifact")
+    check_tokens(path / "model.gguf", tokenizer, ["a film\x01 that was slower"])
+
+
 def test_bytes_for_unknown_characters(tmp_path: Path) -> None:
     tokenizer = KINDS["byte-fallback"]()
     model = make_language("llama", tokenizer=tokenizer)

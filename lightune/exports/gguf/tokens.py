@@ -18,14 +18,15 @@ from lightune.vocabularies import Merges, Vocabulary
 NORMAL, UNKNOWN, CONTROL, OWN, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # the kinds of tokens in GGUF
 GPT2 = "gpt-2"
 DIGIT = "digit"
+BYTES = "bytes"
 _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3, QWEN2 = rf"{_ENDINGS}\p{{N}}{{1,3}}{_REST}", rf"{_ENDINGS}\p{{N}}{_REST}"
 SPLITTERS: dict[tuple[tuple[str, ...], bool], str] = {  # what splits, and whether whole words are taken without merging: llama.cpp's name
-    ((GPT2,), False): "gpt-2",
-    ((DIGIT, GPT2), False): "smollm",
-    ((LLAMA3,), True): "llama-bpe",
-    ((QWEN2,), False): "qwen2",
+    ((GPT2, BYTES), False): "gpt-2",
+    ((DIGIT, GPT2, BYTES), False): "smollm",
+    ((LLAMA3, BYTES), True): "llama-bpe",
+    ((QWEN2, BYTES), False): "qwen2",
 }
 CURE = "Export hf instead."
 PROBES = (
@@ -75,13 +76,12 @@ def describe_tokens(tokenizer: Tokenizer, rows: int) -> Tokens:
             f"The tokenizer has ids up to {most - 1}, but the token table has {rows} rows. Widen the table, or remove added tokens."
         )
     model = vocabulary.model
-    if model["type"] == "BPE" and len(vocabulary.bytes) == 256:
-        if model.get("byte_fallback"):
-            return _by_scores(vocabulary, rows)
-        if not _marked(model):
-            splitter = find_splitter(vocabulary.facts)
-            texts, kinds = _filled(vocabulary, rows)
-            return Tokens("gpt2", splitter, texts, kinds, merges=tuple(f"{left} {right}" for left, right in Merges(model).ranks))
+    if model["type"] == "BPE" and model.get("byte_fallback") and vocabulary.bytes:
+        return _by_scores(vocabulary, rows)
+    if model["type"] == "BPE" and not _marked(model):
+        splitter = find_splitter(vocabulary.facts)
+        texts, kinds = _filled(vocabulary, rows)
+        return Tokens("gpt2", splitter, texts, kinds, merges=tuple(f"{left} {right}" for left, right in Merges(model).ranks))
     raise InputError(
         f"llama.cpp has no equal of this {model['type']} tokenizer, expected BPE over bytes, or with bytes for unknown characters. {CURE}"
     )
@@ -136,7 +136,7 @@ def added_ends(tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _split_steps(step: Mapping[str, Any] | None) -> Iterator[str]:
-    """What a pre-tokenizer splits by, in order: a regular expression, or one of GPT2 and DIGIT; anything else under its own name."""
+    """What a pre-tokenizer splits by, in order: a regular expression, or one of GPT2, DIGIT and BYTES; others under their own name."""
     if step is None:
         return
     kind = step["type"]
@@ -144,7 +144,7 @@ def _split_steps(step: Mapping[str, Any] | None) -> Iterator[str]:
         for part in step["pretokenizers"]:
             yield from _split_steps(part)
     elif kind == "ByteLevel" and not step["add_prefix_space"]:
-        yield from (GPT2,) * step["use_regex"]
+        yield from (*(GPT2,) * step["use_regex"], BYTES)
     elif kind == "Digits" and step["individual_digits"]:
         yield DIGIT
     elif kind == "Split" and step["behavior"] == "Isolated" and not step["invert"]:

@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -92,7 +92,8 @@ class TorchGenerator:
 
     def _run(self, drafts: list[Draft]) -> Iterator[tuple[int, Piece]]:
         """Every row's pieces as they come, with the row's number; rows that have ended leave the batch."""
-        state, rows = _start([draft.prompt for draft in drafts], self.network.backbone.config, self._device), list(range(len(drafts)))
+        start = _read_on if _remembers(self.network.backbone) else _read_again
+        state, rows = start([draft.prompt for draft in drafts], self.network.backbone, self._device), list(range(len(drafts)))
         while rows:
             with torch.inference_mode(), _evaluating(self.network):  # never open while the caller has the turn
                 logits = self._logits(state.read(self.network.backbone)).cpu().numpy()
@@ -132,9 +133,21 @@ class TorchGenerator:
         return self.network.head.weight.device
 
 
+class _State(Protocol):
+    """What a batch has read."""
+
+    def read(self, backbone: nn.Module) -> Tensor:
+        """The hidden states [b, d] after the last tokens."""
+        ...
+
+    def go_on(self, tokens: list[int], rows: list[int]) -> None:
+        """Keep these rows, and read their next tokens."""
+        ...
+
+
 @dataclass
-class _State:
-    """What a batch has read: `ids` [b, s] are read next at `positions` [b, s]; `mask` [b, t] is 0 at what fills a row, on its left."""
+class _Remembered:
+    """A batch that keeps keys and values: `ids` [b, s] are read next at `positions` [b, s]; `mask` [b, t] is 0 at what fills a row, on its left."""
 
     ids: Tensor
     positions: Tensor
@@ -142,14 +155,12 @@ class _State:
     cache: DynamicCache
 
     def read(self, backbone: nn.Module) -> Tensor:
-        """The hidden states [b, d] after the last tokens."""
         known = inspect.signature(backbone.forward).parameters
         cache = {"cache" if "cache" in known else "past_key_values": self.cache}  # the second is its name before transformers 5.24
         outputs = backbone(input_ids=self.ids, attention_mask=self.mask, position_ids=self.positions, use_cache=True, **cache)
         return outputs.last_hidden_state[:, -1]
 
     def go_on(self, tokens: list[int], rows: list[int]) -> None:
-        """Keep these rows, and read their next tokens."""
         if len(rows) < len(self.mask):
             chosen = torch.tensor(rows, device=self.mask.device)
             self.cache.batch_select_indices(chosen)
@@ -159,7 +170,7 @@ class _State:
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(rows), 1)], dim=1)
 
 
-def _start(prompts: list[np.ndarray], config: Any, device: torch.device) -> _State:
+def _read_on(prompts: list[np.ndarray], backbone: Any, device: torch.device) -> _State:
     longest = max(map(len, prompts))
     ids = torch.zeros(len(prompts), longest, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -167,7 +178,36 @@ def _start(prompts: list[np.ndarray], config: Any, device: torch.device) -> _Sta
         ids[row, longest - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
         mask[row, longest - len(prompt) :] = 1
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    return _State(ids.to(device), positions.to(device), mask.to(device), DynamicCache(config=config))
+    return _Remembered(ids.to(device), positions.to(device), mask.to(device), DynamicCache(config=backbone.config))
+
+
+@dataclass
+class _Reread:
+    """A batch of token rows that are read from their beginning for every token."""
+
+    rows: list[list[int]]
+    device: torch.device
+
+    def read(self, backbone: nn.Module) -> Tensor:
+        lengths = torch.tensor([len(row) for row in self.rows])
+        real = torch.arange(int(lengths.max())) < lengths[:, None]
+        ids = torch.zeros(real.shape, dtype=torch.long)
+        ids[real] = torch.tensor([token for row in self.rows for token in row])
+        hidden = backbone(input_ids=ids.to(self.device), attention_mask=real.long().to(self.device), use_cache=False).last_hidden_state
+        return hidden[torch.arange(len(self.rows)), lengths - 1]
+
+    def go_on(self, tokens: list[int], rows: list[int]) -> None:
+        self.rows = [[*self.rows[row], token] for row, token in zip(rows, tokens, strict=True)]
+
+
+def _read_again(prompts: list[np.ndarray], backbone: Any, device: torch.device) -> _State:
+    return _Reread([prompt.tolist() for prompt in prompts], device)
+
+
+def _remembers(backbone: nn.Module) -> bool:
+    """Whether a backbone can go on from what it has read: not where a method puts vectors before every text, or edits its first token alone."""
+    placed = "position_ids" in inspect.signature(backbone.forward).parameters
+    return placed and not any(getattr(part, "first_only", False) for part in backbone.modules())
 
 
 class _evaluating:

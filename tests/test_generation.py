@@ -18,6 +18,7 @@ from transformers import (
 
 from lightune.errors import InputError
 from lightune.generation import TorchGenerator
+from lightune.methods import make_method
 from lightune.runtime.generation import GenerationOptions, Message
 from lightune.runtime.sampling import Sampler, likeliest
 from lightune.sources import resolve_model
@@ -83,6 +84,25 @@ def test_rows_of_any_number_are_scored_in_their_order(llama: TorchGenerator, mon
     monkeypatch.setattr("lightune.generation.ROWS", 4)
     for one, other in zip(whole, llama.token_logprobs(rows), strict=True):
         assert np.allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["lora", "ia3", "prompt", "prefix", "reft", "reft:positions=first"])
+def test_adapted_networks_answer_as_they_read_whole_texts(method: str) -> None:
+    decoder = make_decoder("llama")
+    decoder.backbone = make_method(method).apply(decoder.backbone)
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(5)
+        for name, parameter in decoder.backbone.named_parameters():
+            if parameter.requires_grad and "subspace" not in name:
+                parameter += torch.randn_like(parameter) * 0.3
+    decoder.eval()
+    generator = make_generator(decoder)
+    for prompt, tokens in zip(PROMPTS[:3], tokens_of(generator, PROMPTS[:3], GenerationOptions(max_tokens=8)), strict=True):
+        row = generator.encode(prompt).tolist()
+        for token in tokens:
+            with torch.no_grad():
+                assert int(decoder(torch.tensor([row]))[0, -1].argmax()) == token
+            row.append(token)
 
 
 def test_rows_that_end_leave_the_batch(llama: TorchGenerator) -> None:
@@ -221,7 +241,7 @@ def test_smollm2_answers_as_in_transformers() -> None:
         source = resolve_model("smollm2-135m")
     except Exception as error:
         pytest.skip(f"SmolLM2 is not here ({error})")
-    file = next(source.path.glob("*.gguf")) if source.path.is_dir() else source.path
+    file = source.folder / str(source.file)
     whole = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name)
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     from lightune.runtime.chat import chat_format

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
-SCORED = 128  # most tokens of a step whose logits are all wanted: the vocabulary never fills memory
+SCORED = 64  # most tokens of a step whose logits are all wanted: the vocabulary never fills memory
 
 
 @dataclass(frozen=True)
@@ -138,15 +138,14 @@ class Scheduler:
 
     def _plan(self) -> list[tuple[_Slot, Job, Chunk]]:
         """What is read in the next step: answers first, for they have one token each, then prompts as far as there is room."""
-        room, plan = self._batch, []
+        room, scored, plan = self._batch, SCORED, []
         for slot in sorted((slot for slot in self._slots if slot.job), key=lambda slot: len(slot.pending)):
             job = slot.job
-            tokens = slot.pending[: min(room, SCORED) if job and job.scores else room]
-            if job and tokens:
-                whole = len(tokens) == len(slot.pending)
-                outputs = len(tokens) if job.scores else int(whole)
+            if job and (tokens := slot.pending[: min(room, scored) if job.scores else room]):
+                outputs = len(tokens) if job.scores else int(len(tokens) == len(slot.pending))
                 plan.append((slot, job, Chunk(slot.number, len(slot.read), tokens, outputs)))
                 room -= len(tokens)
+                scored -= len(tokens) * job.scores
         return plan
 
     def _step(self, plan: list[tuple[_Slot, Job, Chunk]]) -> None:

@@ -244,7 +244,7 @@ def test_smollm2_is_as_in_transformers() -> None:
         source = resolve_model("smollm2-135m")
     except Exception as error:
         pytest.skip(f"SmolLM2 is not here ({error})")
-    path = next(source.path.glob("*.gguf")) if source.path.is_dir() else source.path
+    path = source.folder / str(source.file)
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
     model = TorchGenerator(
@@ -264,6 +264,7 @@ def test_smollm2_is_as_in_transformers() -> None:
     ]
     rows = [model.encode(text) for text in texts]
     assert [row.tolist() for row in rows] == [file.encode(text).tolist() for text in texts]
-    for one, other in zip(model.token_logprobs(rows), file.token_logprobs(rows), strict=True):
-        assert one.mean() == pytest.approx(other.mean(), abs=0.05)  # llama.cpp rounds activations to 8 bits
+    one, other = np.concatenate(model.token_logprobs(rows)), np.concatenate(file.token_logprobs(rows))
+    assert one.mean() == pytest.approx(other.mean(), abs=0.02)  # llama.cpp rounds activations to 8 bits
+    assert np.corrcoef(one, other)[0, 1] > 0.999
     file.close()

@@ -177,9 +177,11 @@ def test_closing_ends_what_runs_and_what_waits_and_what_comes(scheduler: Schedul
 
 
 def test_scores_are_wanted_for_few_tokens_at_a_time(decoder: Summing) -> None:
-    scheduler = Scheduler(decoder, slots=1, batch=1000)
-    scheduler.submit(job := Counting(range(300), scores=True))
-    assert job.done.get(timeout=5) == "done"
+    scheduler = Scheduler(decoder, slots=2, batch=1000)
+    jobs = [Counting(range(150), scores=True), Counting(range(7, 100), scores=True), Counting(range(400))]
+    for job in jobs:
+        scheduler.submit(job)
+    assert [job.done.get(timeout=5) for job in jobs] == ["done"] * 3
     scheduler.close()
-    assert job.said == job.expected()
-    assert [chunk.outputs for step in decoder.steps for chunk in step] == [SCORED, SCORED, 300 - 2 * SCORED]
+    assert [job.said for job in jobs] == [job.expected() for job in jobs]
+    assert SCORED <= max(sum(chunk.outputs for chunk in step) for step in decoder.steps) <= SCORED + 1  # the third wants one

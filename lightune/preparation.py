@@ -121,7 +121,8 @@ def _prepare(recipe: Recipe, source: Any, watch: Watch) -> tuple[Prepared, Any]:
         watch(finding)
     facts = doctor.describe(parts, findings, lengths=lengths)
     cut = sum(int(np.maximum(found - model.encoder.max_length, 0).sum()) for found in lengths.values())
-    return Prepared(parts["train"], parts.get("dev", []), parts.get("test", []), model, facts, cut, unlabelled=read_unlabelled(recipe, splits)), method
+    more = read_unlabelled(recipe, splits)
+    return Prepared(parts["train"], parts.get("dev", []), parts.get("test", []), model, facts, cut, unlabelled=more), method
 
 
 def read_unlabelled(recipe: Recipe, splits: Splits) -> list[Example]:

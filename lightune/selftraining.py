@@ -99,7 +99,9 @@ def check_suits(model: Model, dev: Sequence[Example], unlabelled: Sequence[Examp
             f"Self-training chooses by development rows, of which there are {len(dev)}; it needs {LEAST_DEV}. Give --dev or a larger --dev-share."
         )
     if not len(unlabelled):
-        raise InputError("Self-training needs rows without labels, of which there are none. Leave their label empty, or give --unlabelled FILE.")
+        raise InputError(
+            "Self-training needs rows without labels, of which there are none. Leave their label empty, or give --unlabelled FILE."
+        )
 
 
 def choose_confidence(model: Model, dev: Sequence[Example]) -> float | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,8 @@ import tiny_models
 
 from lightune import selftraining
 from lightune.errors import InputError
-from lightune.recipes import TrainOptions
+from lightune.preparation import prepare
+from lightune.recipes import TrainOptions, resolve
 from lightune.selftraining import answer, choose_confidence, teach, weigh
 from lightune.sources import Source
 from lightune.training import Training
@@ -81,3 +84,13 @@ def test_what_it_cannot_do_is_refused(tiny_source: Callable[[str], Source]) -> N
         teach(plain, plain, FEW, DEV[:5], MORE, OPTIONS)
     with pytest.raises(InputError, match="needs rows without labels, of which there are none"):
         teach(plain, plain, FEW, DEV, [], OPTIONS)
+
+
+def test_unlabelled_rows_come_from_the_data_and_from_a_file(tiny_source: Callable[[str], Source], tmp_path: Path) -> None:
+    rows = [{"text": row.text, "label": row.target} for row in tiny_models.make_rows(60)]
+    rows += [{"text": row.text, "label": None} for row in MORE[:7]]
+    (tmp_path / "more.jsonl").write_text("".join(json.dumps({"text": row.text}) + "\n" for row in MORE[7:12]))
+    recipe = {"model": str(tiny_source("bert").folder), "max_length": 24, "unlabelled": str(tmp_path / "more.jsonl")}
+    found = prepare(resolve({}, recipe), rows).unlabelled
+    assert [row.text for row in found] == [row.text for row in MORE[:12]]
+    assert {row.target for row in found} == {None}

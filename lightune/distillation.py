@@ -211,6 +211,7 @@ def _distances(vectors: Tensor, mask: Tensor | None, target: Tensor, kept: Tenso
     vectors: [b, s, d]; target: [tokens, d], or of more columns of which the student has kept some.
     """
     target = target.to(vectors.device) if kept is None else target[:, kept].to(vectors.device)
+    vectors = vectors.float()  # a network in bf16 is compared in fp32
     own = vectors[mask.bool()] if mask is not None else vectors.reshape(-1, vectors.shape[-1])
     row = torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)).to(vectors.device)
     gap = vectors.new_zeros(len(lengths)).index_add(0, row, ((own - target) ** 2).sum(-1))
@@ -223,7 +224,7 @@ def _relation(own: Tensor, mask: Tensor | None, target: Tensor, lengths: np.ndar
 
     own: [b, s, d] of the student; target: [tokens, D] of the teacher. Both are divided into as many relation heads as the student has.
     """
-    heads = int(network.backbone.config.num_attention_heads)  # type: ignore[union-attr, arg-type]
+    own, heads = own.float(), int(network.backbone.config.num_attention_heads)  # type: ignore[union-attr, arg-type]
     size = own.shape[1]
     theirs = own.new_zeros((len(lengths), size, target.shape[-1]))
     inside = torch.from_numpy(np.arange(size)[None] < lengths[:, None]).to(own.device)

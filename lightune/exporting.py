@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from lightune import benchmarking, exports
 from lightune.data import Example
+from lightune.errors import CheckFailed
 from lightune.evaluation import Scores, evaluate
+from lightune.exports import onnx, sensitivity
+from lightune.exports.smoothing import find_smoothing
 from lightune.exports.staging import staged
 from lightune.models import Merged, Model
 from lightune.runtime import load as load_artifact
@@ -21,6 +27,7 @@ if TYPE_CHECKING:
 
 PARITY_ROWS = 256  # development rows on which an artefact is compared with its model
 SAMPLE_ROWS = 64
+SPARED = 8  # parts at most that keep more bits
 
 Tell = Callable[[str], None]
 
@@ -36,6 +43,7 @@ def export(
     reference: Scores | None = None,
     name: str | None = None,
     graph: ir.Model | None = None,
+    spares: bool = True,
     tell: Tell = lambda _: None,
 ) -> dict[str, Any]:
     """Write the model for a target, prove that the file answers as the model does, score and time it.
@@ -46,9 +54,10 @@ def export(
         reference: the model's own scores on `test`, from which the kept share is computed.
         name: what the artefact calls itself; the base's name by default.
         graph: that of the folded network, from `exports.onnx.trace`, so that several targets cost one trace.
+        spares: keep the matrices that the answers depend on most in more bits, where the file would not answer as the model does.
 
     Returns:
-        The artefact's entry of `run.json`.
+        The artefact's entry of `run.json`; `spared` names what has more bits than the target says.
 
     Raises:
         InputError: unknown target. CheckFailed: the file's answers are too far from the model's.
@@ -57,10 +66,18 @@ def export(
     merged = fold(model)
     rows = list(dev[:PARITY_ROWS]) or list(test[:PARITY_ROWS])
     with staged(folder) as draft:  # what does not answer as the model does never takes the place of what did
+        given = _Given(draft, rows, model.logits(rows), sample[:SAMPLE_ROWS] or dev[:SAMPLE_ROWS], name)
         tell(f"Writing {target}")
-        found.write(merged, draft, name=name, sample=sample[:SAMPLE_ROWS] or dev[:SAMPLE_ROWS], graph=graph)
-        tell(f"Comparing {target} with the model on {len(rows)} rows")
-        parity = exports.verify(model.logits(rows), draft, rows, found.tolerance)
+        try:
+            parity, spared = _write(found, merged, graph, given), []
+        except CheckFailed as error:
+            if not (spares and found.precision.quantizes):
+                raise
+            tell(f"{error} Looking for what has to keep more bits")
+            graph = graph or onnx.trace(merged.network, merged.encoder.inputs)
+            found, spared = spare(found, merged, graph, rows, given.sample)
+            parity = _write(found, merged, graph, given)
+            tell(f"{target} answers as the model does with more bits for {', '.join(spared)}")
     artifact = load_artifact(folder, threads=1)
     scores = evaluate(artifact, test) if len(test) else None
     tell(f"Timing {target} on one thread")
@@ -69,9 +86,37 @@ def export(
     if scores and reference and reference[reference.primary]:
         kept = round(scores[scores.primary] / reference[reference.primary], 6)
     return {
-        "target": target, "path": str(folder), "sha256": sha256(folder / "manifest.json"), "parity": parity.to_dict(),
+        "target": target, "path": str(folder), "sha256": sha256(folder / "manifest.json"), "parity": parity.to_dict(), "spared": spared,
         "scores": scores.summary() if scores else None, "kept": kept, **facts,
     }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Given:
+    """Where a file is written, and what it is compared with: rows, the model's logits for them, a sample for ranges, a name."""
+
+    folder: Path
+    rows: Sequence[Example]
+    logits: np.ndarray
+    sample: Sequence[Example]
+    name: str | None
+
+
+def _write(target: exports.Export, model: Model, graph: ir.Model | None, given: _Given) -> exports.Parity:
+    """Write a target and compare it with the model."""
+    target.write(model, given.folder, name=given.name, sample=given.sample, graph=graph)
+    return exports.verify(given.logits, given.folder, given.rows, target.tolerance)
+
+
+def spare(
+    target: exports.Export, model: Model, graph: ir.Model, rows: Sequence[Example], sample: Sequence[Example]
+) -> tuple[exports.Export, list[str]]:
+    """A target in which the parts that answers depend on most keep more bits, until enough answers stay what they are; and the parts' names."""
+    agree = (1 + target.tolerance.agree) / 2  # on fewer rows than the comparison has, so be stricter
+    smoothing = find_smoothing(graph, model.encoder, sample, target.precision)
+    mixed = sensitivity.back_off(graph, model.answers, model.encoder, rows, target.precision, agree=agree, most=SPARED, smoothing=smoothing)
+    before = {*target.precision.keep, *target.precision.eight}
+    return dataclasses.replace(target, precision=mixed), [name for name in (*mixed.keep, *mixed.eight) if name not in before]
 
 
 def fold(model: Model) -> Model:

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from lightune.options import check, option
 
 BITS = (32, 8, 4)
-ROUNDINGS = ("nearest", "weighted", "gptq")
+ROUNDINGS = ("nearest", "weighted", "gptq", "hqq")
+RANGES = ("dynamic", "static")
 
 
 @dataclass(frozen=True)
 class Precision:
     """The bits of weight matrices, embedding tables and activations in an exported model.
 
-    Quantized matrices are multiplied as int8 with activations that are quantized as they come; 4 bits are those in the file, which are
+    Quantized matrices are multiplied as int8 with activations that are quantized as they come, or by ranges seen on a sample; 4 bits are those in the file, which are
     unpacked once, when the model is opened, so that they cost no time. Biases, norms and the matrix that makes the logits stay fp32.
     """
 
@@ -26,7 +27,12 @@ class Precision:
     )
     eight: tuple[str, ...] = option((), "those that have 8 bits where the others have 4")
     rounding: str = option(
-        "nearest", "how weights find their values: the nearest, weighted by what they read, or gptq (errors passed on)", choices=ROUNDINGS
+        "nearest",
+        "how weights find their values: the nearest, weighted by what they read, gptq (errors passed on), or hqq (needs no sample)",
+        choices=ROUNDINGS,
+    )
+    ranges: str = option(
+        "dynamic", "where the ranges of 8-bit activations come from: every text anew, or once and for all a sample (static)", choices=RANGES
     )
 
     def __post_init__(self) -> None:
@@ -41,11 +47,17 @@ class Precision:
         return min(self.weights, self.tables) < 32
 
     @property
+    def multiplies_static(self) -> bool:
+        """Whether matrices are multiplied as int8 with activations whose ranges are fixed."""
+        return self.weights < 32 and self.activations == 8 and self.ranges == "static"
+
+    @property
     def label(self) -> str:
         """A short name: fp32, int8, int4, or the bits of weights and tables, as in w8-t4, and what is out of the ordinary."""
         plain = {32: "fp32", 8: "int8", 4: "int4"}[self.weights] if self.weights == self.tables else f"w{self.weights}-t{self.tables}"
         weight_only = "-weight-only" if self.weights < 32 and self.activations == 32 else ""
-        return f"{plain}{weight_only}{'-mixed' if self.keep or self.eight else ''}"
+        static = "-static" if self.multiplies_static else ""
+        return f"{plain}{weight_only}{static}{'-mixed' if self.keep or self.eight else ''}"
 
     def keeps(self, name: str) -> bool:
         """Whether the parameter of that name is among those that stay floating point."""

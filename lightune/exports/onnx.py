@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from lightune import __version__
 from lightune.errors import InputError
 from lightune.exports.attention import choose_attention
+from lightune.exports.calibration import find_ranges
 from lightune.exports.fusion import simplify
 from lightune.exports.quantization import quantize
 from lightune.exports.rounding import round_weights
@@ -62,19 +63,28 @@ def write(
     """
     with staged(folder) as draft:
         model = network if isinstance(network, ir.Model) else trace(network, encoder.inputs)
-        if precision.quantizes:
-            smooths = len(sample) and precision.weights < 32 and precision.activations == 8
-            smoothing = find_smoothing(model, encoder, sample, precision) if smooths else {}
-            if precision.weights < 32 and precision.rounding != "nearest":
-                model = round_weights(model, encoder, sample, precision, spared=smoothing)
-            model = quantize(model, precision, smoothing)
-        save(model, draft / "model.onnx")
+        save(quantize_seen(model, encoder, sample, precision), draft / "model.onnx")
         encoder.save(draft / "tokenizer.json")
         facts = {"format": predictor.FORMAT, "answers": answers.to_dict(), "tokenizer": encoder.to_dict()}
         text = json.dumps(facts | {"base": base, "name": name, "precision": precision.label}, ensure_ascii=False, indent=1)
         (draft / "task.json").write_text(text, encoding="utf-8")
         manifest.write(draft, __version__)
     return Path(folder)
+
+
+def quantize_seen(model: ir.Model, encoder: Encoder, sample: Sequence[Any], precision: Precision) -> ir.Model:
+    """A copy of an fp32 model in a precision, with all that a sample of what it reads can say: see `smoothing`, `rounding`, `calibration`.
+
+    Raises:
+        InputError: a matrix to keep that is not there, or no sample where the precision needs one.
+    """
+    if not precision.quantizes:
+        return model
+    smoothing = find_smoothing(model, encoder, sample, precision)
+    ranges = find_ranges(model, encoder, sample, precision, smoothing) if precision.multiplies_static else {}
+    if precision.weights < 32 and precision.rounding != "nearest":
+        model = round_weights(model, encoder, sample, precision, spared=smoothing)
+    return quantize(model, precision, smoothing, ranges)
 
 
 def trace(network: torch.nn.Module, inputs: Sequence[str]) -> ir.Model:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lightune.errors import unknown
-from lightune.grids import FACTOR_BLOCK, TABLE_BLOCK, Grid, fit_grid
+from lightune.grids import FACTOR_BLOCK, TABLE_BLOCK, Grid, find_step, fit_grid
 from lightune.precision import INT8, Precision
 
 __all__ = ["GRID", "Precision", "Product", "find_products", "find_tables", "quantize"]
@@ -69,10 +69,16 @@ class Product:
         return _array(self.weight) if self.transposed else _array(self.weight).T
 
 
-def quantize(model: ir.Model, precision: Precision = INT8, smoothing: Mapping[str, np.ndarray] | None = None) -> ir.Model:
+def quantize(
+    model: ir.Model,
+    precision: Precision = INT8,
+    smoothing: Mapping[str, np.ndarray] | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> ir.Model:
     """A copy of an fp32 model whose large constant matrices and embedding tables have fewer bits; it runs in onnxruntime.
 
     smoothing: for products of these weights, float32 [k] by which what comes in is divided and the weight multiplied (`find_smoothing`).
+    ranges: for products by the name of what comes out, the range of what comes in (`find_ranges`); the others look at every text.
 
     Raises:
         InputError: `precision` names something that is neither a large matrix nor a table.
@@ -81,7 +87,7 @@ def quantize(model: ir.Model, precision: Precision = INT8, smoothing: Mapping[st
     graph = model.graph
     tables, products = find_tables(graph), find_products(graph)
     _check_names(precision, [*tables, *(product.name for product in products)])
-    store = _Store(graph, precision, smoothing or {})
+    store = _Store(graph, precision, smoothing or {}, ranges or {})
     wanted = [product for product in products if product.name not in tables and precision.bits(product.name) < 32]
     for product in _fuse_attention(store, wanted) if precision.activations == 8 else wanted:
         _replace_product(store, product)
@@ -126,10 +132,13 @@ class _Store:
     Everything goes by its name, so that what is used twice is there once.
     """
 
-    def __init__(self, graph: ir.Graph, precision: Precision, smoothing: Mapping[str, np.ndarray]) -> None:
+    def __init__(
+        self, graph: ir.Graph, precision: Precision, smoothing: Mapping[str, np.ndarray], ranges: Mapping[str, tuple[float, float]]
+    ) -> None:
         self.graph = graph
         self.precision = precision
         self.smoothing = smoothing
+        self.ranges = ranges
         self.folded: dict[str, ir.Value] = {}
 
     def constant(self, name: str, array: np.ndarray) -> ir.Value:
@@ -210,6 +219,11 @@ class _Store:
 
 def _replace_product(store: _Store, product: Product) -> None:
     values, scales = store.columns([product])
+    if store.precision.activations == 8 and product.output.name in store.ranges:
+        x, scale, zero = _quantized(store, product)
+        inputs = [x, values, scale, scales, zero, None, product.bias]
+        _replace(store.graph, product.first, product.output, "MatMulIntegerToFloat", inputs, DOMAIN)
+        return
     if store.precision.activations == 8:
         inputs = [_smoothed(store, product), values, scales, None, product.bias]
         _replace(store.graph, product.first, product.output, "DynamicQuantizeMatMul", inputs, DOMAIN)
@@ -247,9 +261,7 @@ def _replace_attention(store: _Store, node: ir.Node, parts: Sequence[Product]) -
     biases = [np.zeros(len(part.rows), np.float32) if part.bias is None else _array(part.bias) for part in parts]
     bias = store.constant(f"{scales.name}_bias", np.concatenate(biases))
     mask = node.inputs[4] if len(node.inputs) > 4 else None
-    outputs = [ir.Value(name=f"{node.outputs[0].name}_{what}") for what in ("uint8", "scale", "zero")]
-    store.graph.insert_before(parts[0].first, ir.node("DynamicQuantizeLinear", [_smoothed(store, parts[0])], outputs=outputs))
-    x, scale, zero = outputs
+    x, scale, zero = _quantized(store, parts[0])
     inputs = [x, values, bias, scale, scales, mask, zero]
     _replace(store.graph, node, node.outputs[0], "QAttention", inputs, DOMAIN, num_heads=node.attributes.get_int("num_heads", 1))
 
@@ -263,6 +275,21 @@ def _smoothed(store: _Store, product: Product) -> ir.Value:
     smooth = ir.Value(name=f"{product.output.name}_smooth")
     store.graph.insert_before(product.first, ir.node("Mul", [product.x, factor], outputs=[smooth]))
     return smooth
+
+
+def _quantized(store: _Store, product: Product) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """What comes into a product as uint8, its scale, and the value that stands for 0: in its fixed range where it has one."""
+    name, x = product.output.name, _smoothed(store, product)
+    limits = store.ranges.get(str(name))
+    if limits is None:
+        outputs = [ir.Value(name=f"{name}_{what}") for what in ("uint8", "scale", "zero")]
+        store.graph.insert_before(product.first, ir.node("DynamicQuantizeLinear", [x], outputs=outputs))
+        return outputs[0], outputs[1], outputs[2]
+    step, zero = find_step(*limits)
+    constants = store.constant(f"{name}_scale", np.array(step, np.float32)), store.constant(f"{name}_zero", np.array(zero, np.uint8))
+    made = ir.Value(name=f"{name}_uint8")
+    store.graph.insert_before(product.first, ir.node("QuantizeLinear", [x, *constants], outputs=[made]))
+    return made, *constants
 
 
 def _sizes(value: ir.Value) -> tuple[int, ...]:

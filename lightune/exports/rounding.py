@@ -1,8 +1,9 @@
-"""To which of the values near it each weight is rounded, seen by what the weights are multiplied with rather than by themselves.
+"""To which of the values near it each weight is rounded, seen by more than the weight itself.
 
 `weighted` chooses the grid of 4 bits so that columns which read large values err least (as AWQ protects salient channels, Lin et al. 2024,
 section 3.1, and importance matrices do); 8 bits leave it no choice. `gptq` does so too and then rounds one column after another, each time moving
-what was lost onto the columns that are still to come (Frantar et al. 2023, algorithm 1).
+what was lost onto the columns that are still to come (Frantar et al. 2023, algorithm 1). `hqq` alone sees no inputs: its grid is the one that most
+weights lie almost on (`grids.fit_half_quadratic`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import onnx_ir as ir
 from lightune.errors import InputError
 from lightune.exports.quantization import GRID, Product, find_products
 from lightune.exports.smoothing import capture_inputs
-from lightune.grids import Grid, fit_grid
+from lightune.grids import Grid, fit_grid, fit_half_quadratic
 from lightune.precision import Precision
 from lightune.runtime.tokenization import Encoder
 
@@ -28,25 +29,33 @@ def round_weights(
     """A copy of an fp32 model whose matrices lie on the grids of a precision; `quantize` then changes them no more.
 
     Args:
-        examples: rows, labelled or not, whose first thousand tokens show what each matrix reads.
+        examples: rows, labelled or not, whose first thousand tokens show what each matrix reads; `hqq` needs none.
         spared: names of matrices that are left as they are.
 
     Raises:
         InputError: no examples.
     """
-    if not len(examples):
+    blind = precision.rounding == "hqq"
+    if not len(examples) and not blind:
         raise InputError(
             f"rounding={precision.rounding} must see what the model reads. Give it a sample of texts, or use rounding=nearest."
         )
     rounded = model.clone()
     chosen = {item.name: item for item in find_products(rounded.graph) if precision.bits(item.name) < 32 and item.name not in spared}
-    seen = capture_inputs(model, [str(product.x.name) for product in chosen.values()], encoder, examples)
+    seen = {} if blind else capture_inputs(model, [str(product.x.name) for product in chosen.values()], encoder, examples)
     for name, product in chosen.items():
-        inputs = np.concatenate(seen[str(product.x.name)]).astype(np.float64)
-        grid = fit_grid(product.rows, precision.bits(name), weight=np.square(inputs).mean(axis=0).astype(np.float32))
-        values = grid.round(product.rows) if precision.rounding == "weighted" else pass_errors_on(product.rows, grid, inputs)
-        _put(product, grid, values)
+        inputs = None if blind else np.concatenate(seen[str(product.x.name)]).astype(np.float64)
+        _put(product, *_round(product.rows, precision.bits(name), precision.rounding, inputs))
     return rounded
+
+
+def _round(rows: np.ndarray, bits: int, rounding: str, inputs: np.ndarray | None) -> tuple[Grid, np.ndarray]:
+    """The grid for a matrix [n, k] and its values there, int8 [n, k]; inputs [t, k] are what it is multiplied with, where that counts."""
+    if inputs is None:
+        grid = fit_half_quadratic(rows, bits)
+        return grid, grid.round(rows)
+    grid = fit_grid(rows, bits, weight=np.square(inputs).mean(axis=0).astype(np.float32))
+    return grid, grid.round(rows) if rounding == "weighted" else pass_errors_on(rows, grid, inputs)
 
 
 def pass_errors_on(rows: np.ndarray, grid: Grid, inputs: np.ndarray) -> np.ndarray:

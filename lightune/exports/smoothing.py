@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lightune.exports.quantization import GRID, Product, find_products
-from lightune.grids import fit_grid
+from lightune.grids import find_step, fit_grid
 from lightune.precision import Precision
 from lightune.runtime.predictor import open_session
 from lightune.runtime.tokenization import Encoded, Encoder, texts_and_pairs
@@ -28,8 +28,10 @@ TOKENS = 1024  # that are looked at, in all examples together
 def find_smoothing(model: ir.Model, encoder: Encoder, examples: Sequence[object], precision: Precision) -> dict[str, np.ndarray]:
     """For the weights of an fp32 model that gain by it: float32 [k] by which to divide what they are multiplied with.
 
-    Weights that lie on a grid of this precision already are left as they are.
+    Weights that lie on a grid of this precision already are left as they are; without examples, or where activations keep their bits, all are.
     """
+    if not len(examples) or precision.activations == 32:
+        return {}
     groups = _group(find_products(model.graph), precision)
     seen = capture_inputs(model, [x for parts in groups for x in parts.inputs], encoder, examples) if groups else {}
     found: dict[str, np.ndarray] = {}
@@ -108,13 +110,11 @@ def _error(inputs: Sequence[np.ndarray], rows: np.ndarray, exact: np.ndarray, di
     """The squared error of the quantized product, each example with a range of its own."""
     scaled = rows * divisor
     grid = fit_grid(scaled, bits)
-    rounded = np.concatenate([_round(x / divisor) for x in inputs])
+    rounded = np.concatenate([round_between(x, float(x.min()), float(x.max())) for x in (x / divisor for x in inputs)])
     return float(np.square(rounded @ grid.restore(grid.round(scaled)).T - exact).sum())
 
 
-def _round(x: np.ndarray) -> np.ndarray:
-    """What dynamic quantization to uint8 leaves of activations: one scale for all, from the least to the largest and 0."""
-    low, high = min(float(x.min()), 0.0), max(float(x.max()), 0.0)
-    step = (high - low) / 255 or 1.0
-    zero = np.rint(-low / step)
+def round_between(x: np.ndarray, low: float, high: float) -> np.ndarray:
+    """What quantization to uint8 leaves of activations: one scale for all, from the least to the largest value and 0; what lies beyond is cut."""
+    step, zero = find_step(low, high)
     return (np.clip(np.rint(x / step) + zero, 0, 255) - zero) * step

@@ -188,3 +188,16 @@ def test_a_disk_that_takes_no_more(model: Model, traced: ir.Model, tmp_path: Pat
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("bits", "rounding"), [(8, "nearest"), (4, "nearest"), (4, "hqq")])
+def test_a_decoder_with_weights_alone_quantized_answers_as_its_model(bits: int, rounding: str, tmp_path: Path) -> None:
+    decoder = make_model("llama", tmp_path / "base")
+    precision = Precision(weights=bits, tables=bits, activations=32, rounding=rounding)
+    graph = trace(decoder.network, decoder.encoder.inputs)
+    path = write(graph, decoder.answers, decoder.encoder, tmp_path / "small", precision=precision, base="base", name="name")
+    parity = verify(decoder.logits(ROWS), path, ROWS, Tolerance(agree=0.95 if bits == 8 else 0.8))
+    assert parity.max_abs > 0
+    plain = write(graph, decoder.answers, decoder.encoder, tmp_path / "plain", base="base", name="name")
+    sizes = [(folder / "model.onnx").stat().st_size for folder in (path, plain)]
+    assert sizes[0] < (0.5 if bits == 8 else 0.4) * sizes[1]

@@ -11,7 +11,7 @@ from lightune.exports import find_export
 from lightune.exports.onnx import trace
 from lightune.exports.quantization import GRID, find_products
 from lightune.exports.rounding import pass_errors_on, round_weights
-from lightune.grids import fit_grid
+from lightune.grids import Grid, fit_grid, fit_half_quadratic
 from lightune.models import Model
 from lightune.precision import Precision
 from lightune.runtime import load
@@ -72,6 +72,22 @@ def test_an_artefact_with_passed_errors_answers_nearer(model: Model, tmp_path: P
         return float(np.square(load(target.write(model, tmp_path / rounding, sample=ROWS)).logits(ROWS) - ours).mean())
 
     assert error("gptq") < error("nearest")
+
+
+def test_half_quadratic_grids_leave_most_weights_nearer_and_need_no_sample(model: Model, tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).normal(size=(256, 384)).astype(np.float32)
+
+    def error(grid: Grid, norm: float = 0.7) -> float:
+        return float((np.abs(weights - grid.restore(grid.round(weights))) ** norm).sum())
+
+    for bits in (8, 4):
+        found = fit_half_quadratic(weights, bits)
+        assert found.bits == bits
+        assert error(found) < 0.996 * error(fit_grid(weights, bits))
+        assert error(found, 2) < 1.01 * error(fit_grid(weights, bits), 2)
+    target = find_export("onnx:weights=4,rounding=hqq")
+    exported = load(target.write(model, tmp_path / "hqq")).logits(ROWS)
+    assert (exported.argmax(1) == model.logits(ROWS).argmax(1)).mean() > 0.8
 
 
 def test_rounding_needs_a_sample(model: Model, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 import tiny_models
 import torch
 
-from lightune.errors import InputError
+from lightune import exporting
+from lightune.errors import CheckFailed, InputError
 from lightune.exports.onnx import trace
 from lightune.exports.sensitivity import back_off, measure_damage, measure_sensitivity
 from lightune.models import Model
@@ -56,6 +58,29 @@ def test_bits_are_given_back_where_they_help(model: Model, graph: ir.Model, monk
     assert len(four.eight) == 3
     assert WORST in four.eight
     assert four.keep == ()
+
+
+def test_an_export_that_would_not_answer_as_its_model_keeps_more_bits_where_they_matter(tmp_path: Path) -> None:
+    base = tiny_models.save_base("bert", tmp_path / "bert", hidden_size=64, intermediate_size=96, vocab_size=128)
+    broken = tiny_models.start(resolve_model(base), ROWS)
+    layers = broken.network.backbone.encoder.layer  # type: ignore[union-attr]
+    with torch.no_grad():
+        for layer in layers:  # type: ignore[union-attr]
+            layer.intermediate.dense.weight[7] = 0
+            layer.intermediate.dense.bias[7] = 0
+            layer.output.dense.weight *= 10
+            layer.output.dense.weight[:, 7] = 6000
+    broken.network.eval()
+    with pytest.raises(CheckFailed):
+        exporting.export(broken, "onnx-int8", tmp_path / "plain", dev=ROWS, test=(), spares=False)
+    told: list[str] = []
+    entry = exporting.export(broken, "onnx-int8", tmp_path / "spared", dev=ROWS, test=(), tell=told.append)
+    assert entry["target"] == "onnx-int8"
+    assert entry["parity"]["agree"] >= 0.95
+    assert {f"backbone.encoder.layer.{number}.output.dense.weight" for number in (0, 1)} <= set(entry["spared"])
+    assert len(entry["spared"]) <= exporting.SPARED
+    assert any("more bits for" in text for text in told)
+    assert json.loads((tmp_path / "spared" / "task.json").read_text())["precision"] == "int8-mixed"
 
 
 def test_damage_of_every_kind_of_answer() -> None:

@@ -20,12 +20,14 @@ class Likeness:
     """What a comparison found.
 
     model_perplexity, perplexity: the model's and the export's, per token of the held-out rows. change: the second over the first, less 1.
+    margin: how far the change may be off, since there are no more rows: two standard errors of the tokens' differences.
     tokens: how many were judged. agree: the share of equal greedy answers, None without prompts. prompts: how many.
     """
 
     model_perplexity: float
     perplexity: float
     change: float
+    margin: float
     tokens: int
     agree: float | None
     prompts: int
@@ -57,7 +59,9 @@ def compare(
     said, heard = (generator.generate(prompts, options) if prompts else [] for generator in (model, exported))
     same = [one.text == other.text for one, other in zip(said, heard, strict=True)]
     before, after = perplexity(ours), perplexity(theirs)
-    found = Likeness(before, after, after / before - 1, sum(map(len, ours)), float(np.mean(same)) if same else None, len(same))
+    gaps = np.concatenate(theirs).astype(np.float64) - np.concatenate(ours)
+    margin = 2 * float(gaps.std()) / len(gaps) ** 0.5
+    found = Likeness(before, after, after / before - 1, margin, len(gaps), float(np.mean(same)) if same else None, len(same))
     problems = [*_judged(found, ours, theirs, tolerance), *_answered(found, prompts, said, heard, same, tolerance)]
     if problems:
         raise CheckFailed(f"{exported.name} does not write as its model does: {'; '.join(problems)}. Export with more bits, or as hf.")
@@ -72,12 +76,12 @@ def perplexity(logprobs: Sequence[np.ndarray]) -> float:
 
 def _judged(found: Likeness, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], tolerance: Closeness) -> list[str]:
     limit = tolerance.perplexity
-    if limit is None or abs(found.change) <= limit:  # what is no number is beyond every limit
+    if limit is None or abs(found.change) <= limit + found.margin:  # what is no number is beyond every limit
         return []
     gaps = [float(np.abs(one - other).mean()) if len(one) else 0.0 for one, other in zip(ours, theirs, strict=True)]
     worst = int(np.argmax(np.nan_to_num(gaps, nan=np.inf)))
     return [
-        f"its perplexity is {found.perplexity:.4g} and the model's {found.model_perplexity:.4g} ({found.change:+.2%}, allowed {limit:.1%}), most in "
+        f"its perplexity is {found.perplexity:.4g} and the model's {found.model_perplexity:.4g} ({found.change:+.2%} ± {found.margin:.2%}, allowed {limit:.1%}), most in "
         f"row {worst + 1}, where a token's log-probability differs by {gaps[worst]:.3g} on average"
     ]
 

@@ -29,10 +29,10 @@ def test_what_differs_is_told_with_its_place() -> None:
     rows = rows_of(model.encoder.tokenizer)
     other = copy.deepcopy(model)
     with torch.no_grad():
-        other.network.head.weight[int(rows[3][5])] *= 3
+        other.network.head.weight *= 2
     ours, theirs = plain(model), plain(other)
     with pytest.raises(
-        CheckFailed, match=r"perplexity is .* and the model's .* allowed 0\.5%\), most in row \d.*greedy answers differ.*prompt \d"
+        CheckFailed, match=r"perplexity is .* and the model's .* ± .* allowed 0\.5%\), most in row \d.*greedy answers differ.*prompt \d"
     ):
         compare(ours, theirs, rows, PROMPTS, STRICT, max_tokens=8)
     loose = compare(ours, theirs, rows, PROMPTS, Closeness(), max_tokens=4)
@@ -58,6 +58,22 @@ def test_no_number_is_beyond_every_limit() -> None:
         other.network.head.weight.fill_(float("nan"))
     with pytest.raises(CheckFailed, match="perplexity is nan"):
         compare(plain(model), plain(other), rows_of(model.encoder.tokenizer), (), STRICT)
+
+
+def test_few_tokens_cannot_show_a_small_change() -> None:
+    model = make_language("llama")
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.network.head.weight += torch.randn(other.network.head.weight.shape, generator=torch.Generator().manual_seed(3)) * 0.01
+    rows = rows_of(model.encoder.tokenizer)
+    few, many = (compare(plain(model), plain(other), rows[:count], (), Closeness()) for count in (1, len(rows)))
+    assert few.margin > many.margin > 0
+    compare(plain(model), plain(other), rows, (), Closeness(perplexity=abs(many.change) - many.margin / 2))
+    wild = copy.deepcopy(model)
+    with torch.no_grad():
+        wild.network.head.weight *= 2
+    with pytest.raises(CheckFailed, match="perplexity is"):
+        compare(plain(model), plain(wild), rows, (), Closeness(perplexity=0.05))
 
 
 def test_rows_without_anything_to_judge() -> None:

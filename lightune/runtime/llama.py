@@ -142,6 +142,9 @@ class Llama:
         self._model = self._lib.llama_model_load_from_file(str(path).encode(), self._lib.llama_model_default_params())
         if not self._model:
             raise IntegrityError(f"llama.cpp cannot load {path} ({_reason()}). Copy the file again, or update xllamacpp.")
+        if self._lib.llama_model_has_encoder(self._model):
+            self._lib.llama_model_free(self._model)
+            raise InputError(f"{path} has an encoder, expected a decoder alone. Run it with transformers.")
         self._vocab = self._lib.llama_model_get_vocab(self._model)
         self.vocabulary_size = self._lib.llama_vocab_n_tokens(self._vocab)
         self.trained_length = self._lib.llama_model_n_ctx_train(self._model)

@@ -68,8 +68,9 @@ def export(
     with staged(folder) as draft:  # what does not answer as the model does never takes the place of what did
         given = _Given(draft, rows, model.logits(rows), sample[:SAMPLE_ROWS] or dev[:SAMPLE_ROWS], name)
         tell(f"Writing {target}")
+        spared: list[str] = []
         try:
-            parity, spared = _write(found, merged, graph, given), []
+            parity = _write(found, merged, graph, given)
         except CheckFailed as error:
             if not (spares and found.precision.quantizes):
                 raise

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny_models
 
-from lightune import fitting
+from lightune import caching, choosing, fitting
 from lightune.choosing import Trial, candidates, decide
 from lightune.errors import InputError
 from lightune.recipes import TrainOptions, read_recipe
@@ -43,13 +43,18 @@ def write_rows(path: Path, count: int, seed: int) -> str:
     return str(path)
 
 
-def test_a_run_tells_its_choice_and_repeats_without_trials(tiny_source: Callable[[str], Source], tmp_path: Path) -> None:
+def test_a_run_tells_its_choice_and_repeats_without_trials(
+    tiny_source: Callable[[str], Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+    monkeypatch.setattr(choosing, "keep_frozen", lambda *given, **named: kept.append(caching.keep_frozen(*given, **named)))
     data = write_rows(tmp_path / "train.jsonl", 150, 0)
-    how = {"model": str(tiny_source("bert").folder), "epochs": 1.0, "to": ("none",), "max_length": 24, "dev_share": 0.2}
-    run = fitting.fit(data, tmp_path / "run", method="auto:seconds=12", **how)
+    how = {"model": str(tiny_source("bert").folder), "epochs": 2.0, "to": ("none",), "max_length": 24, "dev_share": 0.2}
+    run = fitting.fit(data, tmp_path / "run", method="auto:seconds=60", **how)
     choice = json.loads((run.folder / "choice.json").read_text())
     assert run.record["choice"] == choice
     assert {item["method"] for item in choice["trials"]} == {"full", "lora", "bitfit", "head"}
+    assert kept == [0, 0, 0, 1]  # the head alone is tried on what the base said once
     recipe = read_recipe(run.folder / "recipe.toml")
     assert recipe["method"] in choice["reason"]
     assert recipe["method"] == run.record["changes"][0]["name"]

@@ -21,7 +21,8 @@ class Likeness:
 
     model_perplexity, perplexity: the model's and the export's, per token of the held-out rows. change: the second over the first, less 1.
     margin: how far the change may be off, since there are no more rows: two standard errors of the tokens' differences.
-    tokens: how many were judged. agree: the share of equal greedy answers, None without prompts. prompts: how many.
+    tokens: how many were judged; what several rows begin with counts once.
+    agree: the share of equal greedy answers, None without prompts. prompts: how many.
     """
 
     model_perplexity: float
@@ -54,7 +55,10 @@ def compare(
     """
     if not any(len(row) > 1 for row in rows):
         raise InputError(f"Got {len(rows)} rows to compare on, expected at least one with two tokens.")
-    ours, theirs = (generator.token_logprobs(rows) for generator in (model, exported))
+    first = _first_times(rows)
+    ours, theirs = (
+        [found[once] for found, once in zip(generator.token_logprobs(rows), first, strict=True)] for generator in (model, exported)
+    )
     options = GenerationOptions(max_tokens=max_tokens)
     said, heard = (generator.generate(prompts, options) if prompts else [] for generator in (model, exported))
     same = [one.text == other.text for one, other in zip(said, heard, strict=True)]
@@ -74,6 +78,20 @@ def perplexity(logprobs: Sequence[np.ndarray]) -> float:
     return float(np.exp(-every.mean()))
 
 
+def _first_times(rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Which tokens of each row, after its first, no earlier row has after the same beginning: bool [s - 1].
+
+    Conversations begin alike, and their template's words would count once for every row.
+    """
+    seen: set[bytes] = set()
+    found = []
+    for row in rows:
+        starts = [np.asarray(row[: stop + 1], dtype=np.int32).tobytes() for stop in range(1, len(row))]
+        found.append(np.array([start not in seen for start in starts], dtype=bool))
+        seen.update(starts)
+    return found
+
+
 def _judged(found: Likeness, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], tolerance: Closeness) -> list[str]:
     limit = tolerance.perplexity
     if limit is None or abs(found.change) <= limit + found.margin:  # what is no number is beyond every limit
@@ -81,8 +99,8 @@ def _judged(found: Likeness, ours: Sequence[np.ndarray], theirs: Sequence[np.nda
     gaps = [float(np.abs(one - other).mean()) if len(one) else 0.0 for one, other in zip(ours, theirs, strict=True)]
     worst = int(np.argmax(np.nan_to_num(gaps, nan=np.inf)))
     return [
-        f"its perplexity is {found.perplexity:.4g} and the model's {found.model_perplexity:.4g} ({found.change:+.2%} ± {found.margin:.2%}, allowed {limit:.1%}), most in "
-        f"row {worst + 1}, where a token's log-probability differs by {gaps[worst]:.3g} on average"
+        f"its perplexity is {found.perplexity:.4g} and the model's {found.model_perplexity:.4g} ({found.change:+.2%} ± {found.margin:.2%}, "
+        f"allowed {limit:.1%}), most in row {worst + 1}, where a token's log-probability differs by {gaps[worst]:.3g} on average"
     ]
 
 

@@ -21,6 +21,8 @@ def test_a_generator_is_like_itself() -> None:
     found = compare(itself, itself, rows, PROMPTS, STRICT, max_tokens=4)
     assert (found.change, found.agree, found.prompts) == (0, 1, len(PROMPTS))
     assert found.tokens == sum(len(row) - 1 for row in rows)
+    again = compare(itself, itself, [*rows, rows[0], rows[1][:4], np.append(rows[2][:6], 7)], (), STRICT)
+    assert again.tokens == found.tokens + 1
     assert found.perplexity == pytest.approx(math.exp(-np.concatenate(itself.token_logprobs(rows)).mean()))
 
 

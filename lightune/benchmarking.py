@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lightune.errors import CheckFailed, InputError
+from lightune.runtime.generation import GenerationOptions, Generator
 from lightune.runtime.tokenization import texts_and_pairs
 
 MOST_SECONDS = 10.0  # no single measurement takes longer, once it has its least number of runs
@@ -33,6 +34,21 @@ for text, pair in json.load(sys.stdin):
 from lightune.benchmarking import peak_bytes
 print(peak_bytes())
 """
+
+
+_GENERATING = """
+import json, sys
+sys.path[:0] = json.loads(sys.argv[2])
+from lightune.benchmarking import peak_bytes
+from lightune.exporting import open_written
+from lightune.runtime.generation import GenerationOptions
+from pathlib import Path
+generator = open_written(Path(sys.argv[1]))
+generator.generate([sys.argv[3]], GenerationOptions(max_tokens=16))
+print(peak_bytes())
+"""
+_GENERATING_GGUF = _GENERATING.replace("lightune.exporting import open_written", "lightune.runtime.gguf import load_gguf as open_written")
+OPENING = "Once upon a time"
 
 
 @dataclass(frozen=True)
@@ -87,6 +103,43 @@ def resident_bytes(folder: str | Path, examples: Sequence[Any], threads: int = 1
     if done.returncode != 0:
         raise CheckFailed(f"{folder} could not be opened in a fresh process: {done.stderr.strip().splitlines()[-1:]}")
     return int(done.stdout)
+
+
+def generator_resident_bytes(folder: Path) -> int:
+    """Peak resident memory of a fresh process that opens an exported generator and writes 16 tokens.
+
+    Raises:
+        CheckFailed: the process did not end well; the message holds its last line.
+    """
+    script = _GENERATING_GGUF if (folder / "model.gguf").is_file() else _GENERATING
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(folder), json.dumps(sys.path), OPENING], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise CheckFailed(f"{folder} could not be opened in a fresh process: {done.stderr.strip().splitlines()[-1:]}")
+    return int(done.stdout)
+
+
+def generation_speed(generator: Generator, prompts: Sequence[Any], *, most: int = 8, tokens: int = 64) -> dict[str, float]:
+    """Tokens a second of reading a prompt and of writing an answer, one prompt at a time: medians over at most so many prompts.
+
+    Answers of fewer than three tokens say nothing of writing; where all are so short, a text is continued instead.
+    """
+    options = GenerationOptions(max_tokens=tokens)
+    reading: list[float] = []
+    writing: list[float] = []
+    for prompt in [*islice(prompts, most), OPENING]:
+        if isinstance(prompt, str) and writing:
+            continue
+        start = time.perf_counter()
+        stream, count, first = generator.stream(prompt, options), 0, 0.0
+        for piece in stream:
+            first = first or time.perf_counter() - start
+            count += piece.tokens
+        reading.append(generator.count_tokens(prompt) / first)
+        if count > 2:
+            writing.append((count - 1) / (time.perf_counter() - start - first))
+    return {"prompt": round(float(np.median(reading)), 1), "generation": round(float(np.median(writing)), 1) if writing else 0.0}
 
 
 def peak_bytes() -> int:

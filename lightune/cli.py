@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from lightune import __version__, recipes, terminal
 from lightune.errors import CheckFailed, InputError, LightuneError, MissingExtra
 from lightune.requirements import NEEDED
+from lightune.serving.settings import Settings
 
 app = App(
     name="lightune", version=__version__, help="From labelled data to a small, exported, proven language model.",
@@ -64,7 +65,7 @@ def with_options(*classes: type, skip: tuple[str, ...] = ()) -> Callable[[Callab
 
 
 @app.command
-@with_options(recipes.Recipe, recipes.DataOptions, recipes.TrainOptions, recipes.Budget, skip=("train",))
+@with_options(recipes.Recipe, recipes.DataOptions, recipes.TrainOptions, recipes.AnswerOptions, recipes.Budget, skip=("train",))
 def fit(
     data: Annotated[str | None, Parameter(help="labelled data: a file, a folder, a catalogue name or hub:owner/name")] = None, /, *,
     out: Annotated[str | None, Parameter(help="run folder [default: runs/NAME]")] = None,
@@ -342,6 +343,47 @@ def bench(
 
 
 @app.command
+@with_options(Settings)
+def serve(
+    targets: Annotated[list[str], Parameter(help="runs, models, artefacts or .gguf files; NAME=PATH names one")], /, **options: Any,
+) -> int:  # fmt: skip
+    """Serve models over HTTP: OpenAI's interface for what generates, /predict for the rest."""
+    from lightune.serving.server import serve as run  # first, so that a missing extra is told before anything is loaded
+
+    from lightune.serving.opening import open_served  # isort: skip
+
+    settings = Settings(**{name: value for name, value in options.items() if value is not None})
+    run(open_served(targets, settings), settings, tell=_tell)
+    return 0
+
+
+@app.command
+def chat(
+    target: Annotated[str, Parameter(help="a run, a model, an artefact or a .gguf file that generates")], /, *,
+    system: Annotated[str, Parameter(help="what the model is told before the first question")] = "",
+    max_tokens: Annotated[int, Parameter(help="most tokens of an answer")] = 512,
+    temperature: Annotated[float, Parameter(help="0 takes the likeliest token; the higher, the more is left to chance")] = 0.7,
+    top_p: Annotated[float, Parameter(help="draw among the likeliest tokens that together have this probability")] = 0.95,
+    seed: Annotated[int | None, Parameter(help="seed of the draws; a new one each time by default")] = None,
+    save: Annotated[str | None, Parameter(help="append the conversation to this JSON Lines file at the end")] = None,
+    threads: Threads = None,
+) -> int:  # fmt: skip
+    """Talk to a model in the terminal; /help tells what else can be typed."""
+    from lightune import chatting, predictors
+    from lightune.runtime.generation import GenerationOptions
+
+    options = GenerationOptions(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
+    writer = predictors.open_generator(target, threads=threads, slots=1)
+    if writer is None:
+        raise InputError(f"{target!r} does not generate text, so there is nothing to talk to. Ask it with: lightune predict {target}")
+    try:
+        chatting.converse(writer.generator, system=system, options=options, read=terminal.ask, write=terminal.write, save=save)
+    finally:
+        writer.generator.close()
+    return 0
+
+
+@app.command
 def report(
     runs: Annotated[list[str], Parameter(help="finished runs")], /, *,
     out: Annotated[str | None, Parameter(help="the page [default: RUN/report.html, comparison.html for several runs]")] = None,
@@ -433,7 +475,7 @@ def _tell(sentence: str) -> None:
 def _extra_of(error: ModuleNotFoundError) -> MissingExtra | None:
     """The error for a package that an extra brings; None for a module of our own or of a broken package."""
     root = (error.name or "").partition(".")[0]
-    package = {"sklearn": "scikit-learn"}.get(root, root)
+    package = {"sklearn": "scikit-learn", "prometheus_client": "prometheus-client", "rouge_score": "rouge-score"}.get(root, root)
     extra = next((extra for name, extra, _ in NEEDED if name == package), None)
     return MissingExtra("This command", package, extra) if extra else None
 

@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lightune import __version__, architectures, benchmarking, choosing, contrast, exporting, exports, models, shrinking
+from lightune import __version__, architectures, benchmarking, choosing, contrast, exporting, exports, language, models, shrinking
 from lightune.adapters import write_adapter
 from lightune.errors import CheckFailed, InputError, LightuneError
-from lightune.evaluation import Scores, evaluate
+from lightune.evaluation import evaluate
 from lightune.methods import make_method, method_name, read_spec
 from lightune.optimizers import find_optimizer
 from lightune.options import format_spec, parse_spec
@@ -76,7 +76,7 @@ def fit(
         if choosing.is_auto(recipe.method):
             choice = choosing.choose(recipe, source, watch)
             recipe = choice.recipe
-        prepared = prepare(recipe, source, watch)
+        prepared = _prepare(recipe, source, watch)
         if recipe.train.contrast:
             contrast.check_suits(prepared.model, recipe.train)
     except LightuneError:
@@ -105,11 +105,15 @@ def resume(folder: str | Path, *, data: Any = None, watch: Watch = lambda fact: 
     recipe = resolve(read_recipe(run.folder / "recipe.toml"), {})
     source = data if data is not None else recipe.data.train
     if not (run.folder / "run.json").exists():
-        complete(run, recipe, prepare(recipe, source, watch), watch, resumed=True)
+        complete(run, recipe, _prepare(recipe, source, watch), watch, resumed=True)
     elif not recipe.budget.limits or run.record["budget"]:
         watch(Told(f"{run.folder} is finished already."))
         return run
     return _hold_budget(run, recipe, source, watch)
+
+
+def _prepare(recipe: Recipe, source: Any, watch: Watch) -> Prepared:
+    return language.prepare(recipe, source, watch) if recipe.data.task == "generate" else prepare(recipe, source, watch)
 
 
 def _hold_budget(run: Run, recipe: Recipe, source: Any, watch: Watch) -> Run:
@@ -154,8 +158,10 @@ def export_again(folder: str | Path, targets: Sequence[str], *, watch: Watch = l
 def find_targets(recipe: Recipe) -> tuple[str, ...]:
     """The targets to export, checked before anything slow happens."""
     wanted = () if recipe.to == ("none",) else recipe.to
+    find = exports.find_generative if recipe.data.task == "generate" else exports.find_export
     for target in wanted:
-        exports.find_export(target)
+        if target != PEFT:
+            find(target)
     return wanted
 
 
@@ -174,7 +180,10 @@ def complete(run: Run, recipe: Recipe, prepared: Prepared, watch: Watch, *, resu
     Raises:
         CheckFailed: an export does not answer as the model does. Interrupted: as for `fit`. InputError: too few seconds.
     """
-    training = contrast.open_training(prepared.model, prepared.train, prepared.dev, recipe.train)
+    if isinstance(prepared, language.Supervision):
+        training = language.open_training(prepared, recipe.train)
+    else:
+        training = contrast.open_training(prepared.model, prepared.train, prepared.dev, recipe.train)
     done = training.restore(run.checkpoints) if resumed else 0
     if done:
         watch(Told(f"Going on after step {done} of {training.total}."))
@@ -183,12 +192,14 @@ def complete(run: Run, recipe: Recipe, prepared: Prepared, watch: Watch, *, resu
     if is_leader():
         run.cut_steps(done)
         run.write("recipe.toml", format_recipe(_resolved(recipe, training)))
-    stopped = _train(run, training, recipe, watch, seconds)
+    stopped = _train(run, training, recipe, prepared, watch, seconds)
     if not is_leader():
         return run
     if recipe.train.contrast:
         watch(Told("Fitting the head on the vectors of the training rows"))
         contrast.fit_head(prepared.model, prepared.train, prepared.dev, balanced=recipe.train.class_weights == "balanced")
+    if isinstance(prepared, language.Supervision):
+        return _finish_language(run, recipe, prepared, training, stopped, watch)
     return _finish(run, recipe, prepared, training, stopped, watch, timed=seconds is not None)
 
 
@@ -199,7 +210,7 @@ def _resolved(recipe: Recipe, training: Training) -> Recipe:
     return dataclasses.replace(recipe, train=train, data=data)
 
 
-def _train(run: Run, training: Training, recipe: Recipe, watch: Watch, seconds: float | None) -> str:
+def _train(run: Run, training: Training, recipe: Recipe, prepared: Prepared, watch: Watch, seconds: float | None) -> str:
     """Run the loop: log every fact, save now and then, save and stop on a signal. Returns how it ended: finished, early or time."""
     saved = time.monotonic()
     with stop_on_signals(training) as caught:
@@ -211,6 +222,8 @@ def _train(run: Run, training: Training, recipe: Recipe, watch: Watch, seconds: 
                     _save_checkpoint(run, training)
                     saved = time.monotonic()
             watch(fact)
+            if isinstance(fact, Evaluation) and isinstance(prepared, language.Supervision):
+                _show_samples(run, prepared, recipe, fact.step, watch)
             if seconds is not None and fact.seconds >= seconds:
                 training.finish_early()
     if training.stopping:
@@ -223,6 +236,13 @@ def _train(run: Run, training: Training, recipe: Recipe, watch: Watch, seconds: 
     if training.step < training.total:
         return "early"
     return "finished" if training.total == training.planned else "time"
+
+
+def _show_samples(run: Run, prepared: language.Supervision, recipe: Recipe, step: int, watch: Watch) -> None:
+    """Keep what the model answers now, to be looked at."""
+    if is_leader() and (samples := language.draw_samples(prepared, recipe, step)):
+        run.append("samples.jsonl", dataclasses.asdict(samples))
+        watch(samples)
 
 
 def _save_checkpoint(run: Run, training: Training) -> None:
@@ -243,7 +263,7 @@ def _finish(run: Run, recipe: Recipe, prepared: Prepared, training: Training, st
     scores = evaluate(model, rows, part=part)
     dev_scores = evaluate(model, prepared.dev, part="dev", resamples=0) if len(prepared.dev) else None
     run.write("evaluation.json", scores.to_dict())
-    record = _describe(recipe, prepared, training, scores, dev_scores) | {
+    record = _describe(recipe, prepared, training, scores.summary(), dev_scores.summary() if dev_scores else None) | {
         "stopped": stopped, "learned": not alarms, "alarms": alarms, "peak_resident_bytes": peak,
         "weights_bytes": (run.model / "weights.safetensors").stat().st_size,
     }  # fmt: skip
@@ -265,6 +285,11 @@ def _finish(run: Run, recipe: Recipe, prepared: Prepared, training: Training, st
             refused.append(str(error))
             continue
         record["artifacts"].append(entry | {"path": str(folder.relative_to(run.folder))})
+    return _close(run, record, refused)
+
+
+def _close(run: Run, record: dict[str, Any], refused: list[str]) -> Run:
+    """Write the record and the report; an export that was refused is told last, when all else is safe."""
     record["alarms"] += refused
     run.write("run.json", record)
     shutil.rmtree(run.checkpoints, ignore_errors=True)
@@ -275,7 +300,40 @@ def _finish(run: Run, recipe: Recipe, prepared: Prepared, training: Training, st
     return run
 
 
-def _describe(recipe: Recipe, prepared: Prepared, training: Training, scores: Scores, dev_scores: Scores | None) -> dict[str, Any]:
+def _finish_language(run: Run, recipe: Recipe, prepared: language.Supervision, training: Training, stopped: str, watch: Watch) -> Run:
+    """What comes after the training of a model that generates: saved, scored on held-out answers, exported."""
+    model = prepared.model
+    peak = benchmarking.peak_bytes()
+    alarms = training.alarms()
+    for alarm in alarms:
+        watch(Told(alarm, "warning"))
+    model.save(run.model)
+    found = language.score(prepared, recipe, lambda text: watch(Told(text)))
+    run.write("evaluation.json", found)
+    before = {"loss_before": round(training.judge.ignorant("loss"), 6)} if len(training.judge) else {}
+    record = _describe(recipe, prepared, training, found["scores"], None) | before | {
+        "stopped": stopped, "learned": not alarms, "alarms": alarms, "peak_resident_bytes": peak,
+        "weights_bytes": (run.model / "weights.safetensors").stat().st_size, "ledger": prepared.facts["ledger"],
+    }  # fmt: skip
+    refused = []
+    rows, prompts = language.held_out(prepared)
+    for target in find_targets(recipe):
+        folder = run.artifacts / exports.folder_name(target)
+        try:
+            entry = exporting.export_generator(
+                model, target, folder, rows=rows, prompts=prompts, sample=[row.ids for row in prepared.rows["train"]],
+                name=record["name"], tell=lambda text: watch(Told(text)),
+            )  # fmt: skip
+        except CheckFailed as error:
+            refused.append(str(error))
+            continue
+        record["artifacts"].append(entry | {"path": str(folder.relative_to(run.folder))})
+    return _close(run, record, refused)
+
+
+def _describe(
+    recipe: Recipe, prepared: Prepared, training: Training, scores: dict[str, Any], dev_scores: dict[str, Any] | None
+) -> dict[str, Any]:
     """The facts of run.json that are known when training is over."""
     model = prepared.model
     method = model.changes[-1]
@@ -294,7 +352,7 @@ def _describe(recipe: Recipe, prepared: Prepared, training: Training, scores: Sc
         "examples_per_second": round(len(training.lengths) * training.step / training.steps_per_epoch / max(training.seconds, 1e-9), 1),
         "epochs": round(training.step / training.steps_per_epoch, 4), "steps": training.step,
         "precision": training.precision, "device": str(training.device),
-        "scores": scores.summary(), "dev_scores": dev_scores.summary() if dev_scores else None,
+        "scores": scores, "dev_scores": dev_scores,
         "budget": None, "met": None, "artifacts": [],
     }  # fmt: skip
 
@@ -311,6 +369,7 @@ def _clear(run: Run) -> None:
         "steps.jsonl",
         "choice.json",
         "evaluation.json",
+        "samples.jsonl",
         "run.json",
         "report.html",
         "card.md",

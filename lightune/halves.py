@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from lightune import architectures
+from lightune.errors import InputError
 
 
 class Halves:
@@ -40,20 +41,22 @@ class Halves:
         pairs = {id(whole): (whole, half) for _, _, whole, half in self.places if whole.requires_grad}
         self.wholes, self.copies = ([pair[side] for pair in pairs.values()] for side in (0, 1))
         self.gradients = [torch.empty_like(whole) for whole in self.wholes]  # used again: to ask for fresh memory in every step is slow
-        self.first = architectures.blocks(network.backbone)[0]  # type: ignore[arg-type]
+        self.first = _first_block(network)
 
     @contextmanager
     def used(self) -> Iterator[None]:
         """Put the copies, brought up to date, in the place of the weights; their gradients are the weights' afterwards."""
-        with torch.no_grad():
-            torch._foreach_copy_(self.copies, self.wholes)  # type: ignore[arg-type]
+        if self.wholes:
+            with torch.no_grad():
+                torch._foreach_copy_(self.copies, self.wholes)  # type: ignore[arg-type]
         for part, name, _, half in self.places:
             part._parameters[name] = half
-        hook = self.first.register_forward_pre_hook(_halve_stream, with_kwargs=True)
+        hook = self.first.register_forward_pre_hook(_halve_stream, with_kwargs=True) if self.first else None
         try:
             yield
         finally:
-            hook.remove()
+            if hook:
+                hook.remove()
             for part, name, whole, _ in self.places:
                 part._parameters[name] = whole
 
@@ -67,6 +70,14 @@ class Halves:
             else:
                 whole.grad += half.grad
             half.grad = None
+
+
+def _first_block(network: nn.Module) -> nn.Module | None:
+    """Where the stream between the blocks begins; None in a network without blocks, such as a static student."""
+    try:
+        return architectures.blocks(network.backbone)[0]  # type: ignore[arg-type]
+    except InputError:
+        return None
 
 
 def _halve_stream(block: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

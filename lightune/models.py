@@ -9,9 +9,11 @@ import copy
 import dataclasses
 import hashlib
 import inspect
+import io
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,18 +23,27 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForTextEncoding, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForTextEncoding,
+    AutoTokenizer,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
 from lightune import __version__, architectures, kernels, sources
 from lightune.errors import InputError, IntegrityError
 from lightune.methods import METHODS, find_method, method_name
-from lightune.networks import Network, tensors
+from lightune.networks import LanguageNetwork, Network, tensors
 from lightune.options import as_dict, build, format_spec
 from lightune.runtime.answers import Answers
+from lightune.runtime.chat import ChatFormat, chat_format, make_format
 from lightune.runtime.tokenization import Encoded, Encoder, batches, texts_and_pairs
 from lightune.steps import STEPS, check_order, find_step, step_name
-from lightune.tasks import task_for
+from lightune.tasks import GENERATIVE, task_for
 
 T = TypeVar("T")
 FORMAT = 1
@@ -64,14 +75,18 @@ class Model:
         task: one of the classes of `lightune.tasks`, with its labels and calibration.
         encoder: texts to token ids.
         changes: the methods applied so far, in order; a `Merged` first where some were folded in.
+        chat: how a model that generates writes a conversation; None for the others.
     """
 
-    def __init__(self, network: Network, task: Any, encoder: Encoder, base: Base, changes: Sequence[Any]) -> None:
+    def __init__(
+        self, network: Any, task: Any, encoder: Encoder, base: Base, changes: Sequence[Any], chat: ChatFormat | None = None
+    ) -> None:
         self.network = network
         self.task = task
         self.encoder = encoder
         self.base = base
         self.changes = tuple(changes)
+        self.chat = chat
         self.truncated_tokens = 0  # cut from too long texts since it was made
 
     @property
@@ -86,7 +101,7 @@ class Model:
 
     def copy(self) -> Model:
         """A model of its own with equal weights."""
-        return Model(copy.deepcopy(self.network), self.task, self.encoder, self.base, self.changes)
+        return Model(copy.deepcopy(self.network), self.task, self.encoder, self.base, self.changes, self.chat)
 
     def logits(self, examples: Sequence[Any]) -> np.ndarray:
         """Float32 [n, k] for examples, texts or (text, pair) tuples, in their order."""
@@ -125,9 +140,9 @@ class Model:
             InputError: the method does not fit the base, or needs so many positions that the encoder's texts no longer fit.
         """
         check_room(method, self.network.backbone, self.encoder.max_length)
-        self.network.backbone.requires_grad_(False)
+        self.network.requires_grad_(False)
         self.network.backbone = method.apply(self.network.backbone)
-        self.network.head.requires_grad_(True)
+        self.network.release_head()
         self.changes = (*self.changes, method)
         return self
 
@@ -182,7 +197,7 @@ class Model:
         self.encoder.save(folder / "tokenizer.json")
         facts = {
             "format": FORMAT, "lightune": __version__, "base": dataclasses.asdict(self.base), "answers": self.answers.to_dict(),
-            "tokenizer": self.encoder.to_dict(), "pooling": self.network.pooling, "head_dropout": self.network.dropout.p,
+            "tokenizer": self.encoder.to_dict(), **self.network.describe(), **({"chat": self.chat.to_dict()} if self.chat else {}),
             "changes": [_describe_change(change) for change in self.changes], "self_contained": self._self_contained(),
             "sha256": _sha256(weights),
         }  # fmt: skip
@@ -244,12 +259,11 @@ def load(folder: str | Path) -> Model:
     if _sha256(weights) != facts["sha256"]:
         raise IntegrityError(f"{weights} is not the file that was saved: its sha256 differs. Copy the whole folder again.")
     base = Base(**facts["base"])
-    backbone = _quietly(lambda: bare_backbone(base.config)) if facts["self_contained"] else load_base(base)
     encoder = Encoder.from_file(folder / "tokenizer.json", **facts["tokenizer"])
     answers = Answers.from_dict(facts["answers"])
-    network = Network(backbone, answers.outputs, facts["pooling"], encoder.inputs)
-    network.dropout.p = facts["head_dropout"]
-    model = Model(network, task_for(answers), encoder, base, ())
+    network = _network(base, answers, encoder, facts)
+    chat = ChatFormat.from_dict(facts["chat"]) if "chat" in facts else None
+    model = Model(network, task_for(answers), encoder, base, (), chat)
     for change in facts["changes"]:
         if "merged" in change:
             model.changes = (Merged(tuple(change["merged"])),)
@@ -261,6 +275,70 @@ def load(folder: str | Path) -> Model:
     _fill(model, stored, weights)
     network.eval()
     return model
+
+
+def start_language(source: sources.Source, task: Any, *, max_length: int, template: str | None = None) -> Model:
+    """A new model that generates, on a pretrained decoder with its own language head; nothing is adapted yet.
+
+    template: a chat template in place of the tokenizer's own.
+
+    Raises:
+        InputError: the source holds no decoder with a language head that transformers can read without remote code.
+    """
+    backbone, head = load_decoder(source)
+    found, pad_id = _load_tokenizer(source)
+    chat = chat_format(found)
+    if template is not None:
+        chat = make_format(template, bos=chat.bos, eos=chat.eos, tokens=found.get_added_vocab())
+    inputs = tuple(name for name in ("input_ids", "attention_mask") if _takes(backbone, name))
+    encoder = Encoder(Tokenizer.from_str(found.backend_tokenizer.to_str()), max_length, pad_id, inputs)
+    name = str(source.folder.resolve() / (source.file or "")) if source.kind in ("folder", "gguf") else source.name
+    base = Base(name, source.revision, source.sha256, _config_dict(backbone.config))
+    return Model(LanguageNetwork(backbone, head, inputs), task, encoder, base, (), chat)
+
+
+def _network(base: Base, answers: Answers, encoder: Encoder, facts: dict[str, Any]) -> Network | LanguageNetwork:
+    """The network of a saved model before its changes: on the base's weights, or untrained where all weights were saved."""
+    if answers.kind not in GENERATIVE:
+        backbone = _quietly(lambda: bare_backbone(base.config)) if facts["self_contained"] else load_base(base)
+        network = Network(backbone, answers.outputs, facts["pooling"], encoder.inputs)
+        network.set_head_dropout(facts["head_dropout"])
+        return network
+    if not facts["self_contained"]:
+        return LanguageNetwork(*load_decoder(_base_source(base)), encoder.inputs)
+    backbone = _quietly(lambda: bare_backbone(base.config))
+    table = architectures.word_embedding(backbone)
+    head = torch.nn.Linear(table.embedding_dim, table.num_embeddings, bias=facts["head_bias"])
+    if facts["tied"]:
+        head.weight = table.weight
+    return LanguageNetwork(backbone, head, encoder.inputs)
+
+
+def load_decoder(source: sources.Source) -> tuple[torch.nn.Module, torch.nn.Linear]:
+    """The pretrained decoder of a source in fp32 and its language head.
+
+    Raises:
+        InputError: transformers cannot read it without remote code, it is no decoder, or it does more than a matrix product at its end.
+    """
+    options: dict[str, Any] = {"gguf_file": source.file} if source.file else {}
+    try:
+        whole = _quietly(
+            lambda: AutoModelForCausalLM.from_pretrained(source.folder, trust_remote_code=False, dtype=torch.float32, **options)
+        )
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{source.name!r} cannot be loaded as a model that generates: {first} Choose a decoder, such as smollm2-135m."
+        ) from None
+    backbone, head = whole.base_model, whole.get_output_embeddings()
+    softens = [name for name in SOFTENERS if getattr(backbone.config, name, None) not in (None, 1.0)]
+    if backbone is whole or not isinstance(head, torch.nn.Linear) or softens or not architectures.is_decoder(backbone):
+        what = f"its logits go through {', '.join(softens)}" if softens else f"{type(whole).__name__} has no plain language head"
+        raise InputError(f"{source.name!r} cannot be taught to generate: {what}. Choose a Llama, Qwen, SmolLM or GPT-2 model.")
+    return backbone, head
+
+
+SOFTENERS = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # what some families do to logits after the head
 
 
 def check_room(method: Any, backbone: torch.nn.Module, max_length: int) -> None:
@@ -381,17 +459,27 @@ def load_base(base: Base) -> torch.nn.Module:
     Raises:
         InputError: it is not here any more, or has other weights.
     """
+    return load_backbone(_base_source(base))
+
+
+def _base_source(base: Base) -> sources.Source:
+    """Where a model's base lies, with the very weights that it was trained on."""
     source = sources.resolve_model(base.name, revision=base.revision)
     if source.sha256 != base.sha256:
         raise InputError(
             f"The base {base.name!r} has other weights (sha256 {source.sha256[:12]}…) than those the model was trained on "
             f"({base.sha256[:12]}…). Bring back that base, or merge the model where it was trained."
         )
-    return load_backbone(source)
+    return source
 
 
 def _tokenizer(source: sources.Source) -> tuple[Tokenizer, int]:
     """The fast tokenizer of a source and its padding id."""
+    found, pad_id = _load_tokenizer(source)
+    return Tokenizer.from_str(found.backend_tokenizer.to_str()), pad_id
+
+
+def _load_tokenizer(source: sources.Source) -> tuple[PreTrainedTokenizerFast, int]:
     options = {"gguf_file": source.file} if source.file else {}
     try:
         found = _quietly(lambda: AutoTokenizer.from_pretrained(source.folder, trust_remote_code=False, **options))
@@ -402,7 +490,7 @@ def _tokenizer(source: sources.Source) -> tuple[Tokenizer, int]:
             f"The tokenizer of {source.name!r} is {type(found).__name__}, which has no fast form. Choose a base with a tokenizer.json."
         )
     pad = found.pad_token_id if found.pad_token_id is not None else found.eos_token_id
-    return Tokenizer.from_str(found.backend_tokenizer.to_str()), int(pad or 0)
+    return found, int(pad or 0)
 
 
 def _takes(backbone: torch.nn.Module, name: str) -> bool:
@@ -426,12 +514,13 @@ def _describe_change(change: Any) -> dict[str, Any]:
 
 
 def _quietly(make: Any) -> Any:
-    """Run `make` without transformers' progress bars and load reports."""
+    """Run `make` without transformers' progress bars, some of which know no switch, and load reports."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        return make()
+        with redirect_stderr(io.StringIO()):
+            return make()
     finally:
         transformers_logging.set_verbosity(level)
         if bars:

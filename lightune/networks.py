@@ -1,4 +1,4 @@
-"""The module that is trained and exported: a backbone, a pooling and a head."""
+"""The modules that are trained and exported: a backbone with a head that answers for a text, or for every token."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightune import kernels
+from lightune.token_losses import token_losses
 
 
 class Network(nn.Module):
@@ -26,6 +27,18 @@ class Network(nn.Module):
         self.inputs = inputs
         self.dropout = kernels.Dropout(0.0)
         self.head = nn.Linear(backbone.config.hidden_size, outputs)  # type: ignore[union-attr, arg-type]
+
+    def describe(self) -> dict[str, Any]:
+        """What a saved model must tell beside its weights."""
+        return {"pooling": self.pooling, "head_dropout": self.dropout.p}
+
+    def set_head_dropout(self, rate: float) -> None:
+        """Dropout before the head."""
+        self.dropout.p = rate
+
+    def release_head(self) -> None:
+        """Let the head be trained, whatever the method: it is new."""
+        self.head.requires_grad_(True)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None) -> Tensor:
         """Logits float32 [b, k] from int64 [b, s] ids; a mask that is None means that no row is padded."""
@@ -53,6 +66,51 @@ class Network(nn.Module):
             return hidden.mean(1)
         weight = mask[:, :, None].to(hidden.dtype)
         return (hidden * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+class LanguageNetwork(nn.Module):
+    """Token ids in, a score for every word of the vocabulary out, at every place.
+
+    backbone: a transformers decoder that gives `last_hidden_state` [b, s, d].
+    head: [d] to [v]; in many models its weight is that of the token table.
+    inputs: which of input_ids and attention_mask the backbone takes.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Linear, inputs: tuple[str, ...]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.inputs = inputs
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head's weight is the token table."""
+        return self.head.weight is self.backbone.get_input_embeddings().weight  # type: ignore[operator]
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Logits float32 [b, s, v] from int64 [b, s] ids; those at place i are for the token after it."""
+        return self.head(self.read(input_ids, attention_mask).last_hidden_state).float()
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Any:
+        """What the backbone gives for a batch, with options of its own such as position_ids."""
+        given = {"input_ids": input_ids, "attention_mask": attention_mask}
+        return self.backbone(**{name: given[name] for name in self.inputs}, use_cache=False, **options)
+
+    def losses(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Negative log-likelihood float32 [m] of labels int64 [m], each predicted from its own vector of hidden [m, d]."""
+        return token_losses(hidden, self.head.weight, self.head.bias, labels)
+
+    def describe(self) -> dict[str, Any]:
+        """What a saved model must tell beside its weights."""
+        return {"head_bias": self.head.bias is not None, "tied": self.tied}
+
+    def set_head_dropout(self, rate: float) -> None:
+        """Nothing: a pretrained head has been trained without."""
+
+    def release_head(self) -> None:
+        """Train a head of its own where all of the backbone is trained; it is as much pretrained as the rest."""
+        if not self.tied:
+            self.head.requires_grad_(all(item.requires_grad for item in self.backbone.parameters()))
 
 
 def tensors(batch: Mapping[str, object], device: torch.device | str = "cpu") -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,14 @@ from lightune.costs import measure_probes
 from lightune.costs.measuring import PROBES
 from lightune.data import Example, read, read_parts
 from lightune.data.columns import part_name
+from lightune.data.conversations import read_conversations
 from lightune.errors import InputError, MissingExtra
+from lightune.runtime.generation import GenerationOptions, Message
+from lightune.runtime.manifest import read_json
 
 CHUNK = 512  # rows answered at a time
+WRITTEN = 32  # answers written at a time
+GENERATE = "generate"
 BENCH_ROWS = 256
 SENTENCE = "How can I find out where my new card is and when it will arrive at my house"
 
@@ -54,6 +60,57 @@ def open_predictor(path: str | Path, *, threads: int | None = None) -> Opened:
     return Opened(load_model(folder), folder, "model")
 
 
+@dataclass(frozen=True)
+class Writer:
+    """A generator (see `runtime.generation`) that was opened, and the model in torch that it stands on, None where it needs none."""
+
+    generator: Any
+    model: Any = None
+
+
+def open_generator(
+    path: str | Path, *, name: str | None = None, threads: int | None = None, context: int | None = None, slots: int = 4
+) -> Writer | None:
+    """Open a run (its GGUF file first), a model, an artefact or a .gguf file that generates text; None where the path is another task's.
+
+    context, slots: of a GGUF file, see `runtime.gguf.load_gguf`.
+
+    Raises:
+        InputError: the path holds nothing of ours. IntegrityError: a file is damaged. MissingExtra: a package is missing.
+    """
+    if gguf := _find_gguf(Path(path)):
+        from lightune.runtime.gguf import load_gguf
+
+        return Writer(load_gguf(gguf, threads=threads, context=context, slots=slots))
+    folder = find_folder(path)
+    written = (folder / "task.json").is_file() and read_json(folder / "task.json").get("kind") == GENERATE
+    if not written and (
+        not (folder / "model.json").is_file() or read_json(folder / "model.json").get("answers", {}).get("kind") != GENERATE
+    ):
+        return None
+    try:
+        import torch
+
+        from lightune import exporting, language, models
+    except ImportError:
+        raise MissingExtra(f"opening the model {folder}", "torch", "train") from None
+    if threads:
+        torch.set_num_threads(threads)
+    if written:
+        return Writer(exporting.open_written(folder))
+    model = models.load(folder)
+    return Writer(language.generator_of(model, name=name), model)
+
+
+def _find_gguf(path: Path) -> Path | None:
+    """The GGUF file or the folder of one that a path stands for, None where it stands for something else."""
+    if path.suffix == ".gguf" and path.is_file():
+        return path
+    artifacts = sorted(path.glob("artifacts/*/model.gguf"), key=lambda file: (file.parent.name != "small", file))
+    found = [path / "model.gguf", *artifacts] if path.is_dir() else []
+    return next((file.parent for file in found if file.is_file()), None)
+
+
 def find_folder(path: str | Path) -> Path:
     """The artefact or model folder that a path stands for."""
     folder = Path(path)
@@ -79,11 +136,17 @@ def stream(
     text: str | None = None,
     pair: str | None = None,
     threads: int | None = None,
+    options: GenerationOptions | None = None,
 ) -> Iterator[dict[str, Any]]:
     """The answers to texts, to the rows of a file, or else to the lines of stdin, in their order and with bounded memory.
 
+    options: how a model that generates answers; each text is then the question of a conversation.
+
     Two texts form one pair where the model compares two; lines of a pair are divided by a tab.
     """
+    if writer := open_generator(target, threads=threads):
+        yield from _write(writer.generator, texts, file, text, options or GenerationOptions())
+        return
     predictor = open_predictor(target, threads=threads).predictor
     rows = (
         _file_rows(file, predictor, text, pair) if file else _given_rows(list(texts), predictor) if texts else _lines(sys.stdin, predictor)
@@ -93,8 +156,29 @@ def stream(
         yield from predictor.predict(block)
 
 
+def _write(
+    generator: Any, texts: Sequence[str], file: str | None, column: str | None, options: GenerationOptions
+) -> Iterator[dict[str, Any]]:
+    """What a generator answers to each text."""
+    if file and Path(file).suffix != ".txt":
+        found = read_conversations(sources.locate_data(file), prompt=column)
+        prompts: Iterable[Any] = (row.prompt or row.text for row in found)
+    elif file:
+        prompts = ((Message("user", line),) for line in Path(file).read_text(encoding="utf-8", errors="replace").splitlines())
+    else:
+        prompts = ((Message("user", line.rstrip("\n")),) for line in (texts or sys.stdin))
+    try:
+        remaining = iter(prompts)
+        while block := list(islice(remaining, 1 if not file and not texts and sys.stdin.isatty() else WRITTEN)):
+            yield from (dataclasses.asdict(made) for made in generator.generate(block, options))
+    finally:
+        generator.close()
+
+
 def shorten(answer: dict[str, Any]) -> str:
-    """An answer on one line: the label and its probability, the labels, or the value."""
+    """An answer on one line: the label and its probability, the labels, the value, or the text as it was written."""
+    if "text" in answer:
+        return answer["text"]
     if "label" in answer:
         return f"{answer['label']}\t{answer['probability']:.4f}"
     if "labels" in answer:

@@ -16,7 +16,13 @@ from typing import Any
 from lightune.errors import InputError, MissingExtra, nearest
 from lightune.options import as_dict, build, check, option
 
-TASK_NAMES = ("classify", "pair", "multilabel", "regress")
+TASK_NAMES = ("classify", "pair", "multilabel", "regress", "generate")
+SHAPES = ("prompt-completion", "messages", "sharegpt", "alpaca", "text")
+TOO_LONG = ("error", "cut-left", "cut-right", "split", "drop")
+# What a model that generates is by default, where it differs from one that classifies.
+GENERATE_DEFAULTS: dict[str, Any] = {
+    "model": "smollm2-135m", "method": "lora", "to": ("gguf",), "batch_size": 8, "batch_tokens": 2048,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,12 @@ class DataOptions:
     pair: str | None = option(None, "name of the second text column")
     label: str | None = option(None, "name of the label column, or several names with commas between (multilabel)")
     task: str | None = option(None, "what to predict; guessed from the columns by default", choices=TASK_NAMES)
+    shape: str | None = option(None, "generate: how rows hold conversations; found out by default", choices=SHAPES)
+    prompt: str | None = option(None, "generate: name of the column of questions, or several with commas between; guessed by default")
+    completion: str | None = option(None, "generate: name of the column of answers; guessed by default")
+    system: str | None = option(None, "generate: a column of system turns, or the text of one for every row that has none")
+    template: str | None = option(None, "generate: a file with a chat template (Jinja) in place of the tokenizer's own")
+    too_long: str = option("error", "generate: what happens to rows beyond max-length", choices=TOO_LONG)
     limit: int | None = option(None, "use at most this many training rows, drawn with the seed", low=1)
     max_length: int | None = option(None, "cut texts to this many tokens; by default what the base can take, at most 512", low=4)
     delimiter: str | None = option(None, "the delimiter of CSV data; detected by default")
@@ -66,6 +78,9 @@ class TrainOptions:
         0,
         "for few labels: partners of the same and of another label that are drawn for every row; the base learns to tell them, then the head is fitted; 10 is plenty, 0 is off",
         low=0,
+    )
+    gradient_checkpointing: bool = option(
+        False, "compute activations twice, to keep only those between blocks: less memory, a third slower"
     )
     clip: float = option(1.0, "largest norm of the gradient; 0 switches clipping off", low=0.0)
     patience: int | None = option(None, "stop after this many evaluations without improvement; never by default", low=1)
@@ -120,7 +135,25 @@ class DistillOptions:
     relations_weight: float = option(0.0, "weight of the relations among queries, keys and values of the last block (MiniLM)", low=0.0)
     augment: int = option(6, "at most so many versions of every row with replaced words are added", low=0)
     unlabelled: str | None = option(None, "a file of texts without labels from the same field: the teacher says what they mean")
+    stages: int = option(
+        1, "cut in so many stages with training between: named steps always, a search where a trial shows that it helps", low=1, high=4
+    )
     teacher: tuple[str, ...] = option((), "runs whose models teach; the run's own model by default, several are averaged")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class AnswerOptions:
+    """How a model that generates is watched and scored: with greedy answers to development and test questions."""
+
+    max_tokens: int = option(128, "most tokens of an answer", low=1)
+    score_rows: int = option(200, "at most so many test questions are answered and scored; 0 only measures the loss", low=0)
+    samples: int = option(3, "development questions that are answered at every evaluation, to be looked at", low=0)
+    metrics: tuple[str, ...] = option(
+        (), "how answers are compared with references, the first decides; chosen by the references by default"
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -149,14 +182,20 @@ class Recipe:
     train: TrainOptions = field(default_factory=TrainOptions)
     budget: Budget = field(default_factory=Budget)
     distill: DistillOptions = field(default_factory=DistillOptions)
-    model: str = option("minilm", "base model: a catalogue name, a folder, a hub id (owner/name[@revision]) or a GGUF file")
+    answers: AnswerOptions = field(default_factory=AnswerOptions)
+    model: str = option(
+        "minilm",
+        "base model: a catalogue name, a folder, a hub id (owner/name[@revision]) or a GGUF file; smollm2-135m by default for generate",
+    )
     method: str = option(
         "full",
         "how to adapt: full, head, freeze, bitfit, norms, lora, ia3, houlsby, pfeiffer, parallel, reft, prompt, ptuning, prefix, "
-        "peft:NAME, with options as in lora:rank=16,alpha=32; auto chooses by short trials, auto:seconds=120",
+        "peft:NAME, with options as in lora:rank=16,alpha=32; auto chooses by short trials, auto:seconds=120; lora by default for generate",
     )
     to: tuple[str, ...] = option(
-        ("onnx-int8",), "what to export: onnx, onnx-int8, onnx-int4, or with options as in onnx:weights=8,tables=4; none exports nothing"
+        ("onnx-int8",),
+        "what to export: onnx, onnx-int8, onnx-int4, or with options as in onnx:weights=8,tables=4; of models that generate gguf "
+        "(gguf:type=q4_k_m) or hf; none exports nothing",
     )
     pooling: str = option(
         "auto", "how token vectors become one: auto is mean for encoders, last for decoders", choices=("auto", "mean", "cls", "last")
@@ -166,7 +205,10 @@ class Recipe:
         check(self)
 
 
-SECTIONS: dict[str, type] = {"data": DataOptions, "train": TrainOptions, "budget": Budget, "distill": DistillOptions}
+SECTIONS: dict[str, type] = {
+    "data": DataOptions, "train": TrainOptions, "budget": Budget, "distill": DistillOptions,
+    "answers": AnswerOptions,
+}  # fmt: skip
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:
@@ -198,6 +240,9 @@ def resolve(values: Mapping[str, Any], flags: Mapping[str, Any]) -> Recipe:
             continue
         section = next((name for name, fields in names.items() if key in fields), None)
         (parts[section] if section else top)[key] = value
+    if parts["data"].get("task") == "generate":
+        for key, value in GENERATE_DEFAULTS.items():
+            (parts["train"] if key in names["train"] else top).setdefault(key, value)
     known = {item.name for item in dataclasses.fields(Recipe)}
     for key in top:
         if key not in known:

@@ -39,6 +39,8 @@ class Watcher:
             self._forecast(fact)
         elif kind == "Finding":
             self._say(f"{fact.message} {fact.cure}".strip(), fact.level)
+        elif kind == "Samples":
+            self._samples(fact)
         else:
             self._say(fact.text, fact.level)
 
@@ -88,6 +90,17 @@ class Watcher:
         self._say(f"epoch {fact.epoch:g}: dev {fact.metric} {value:.4f}, loss {fact.loss:.4f}{best}", "note")
 
 
+    def _samples(self, fact: Any) -> None:
+        for row in fact.rows:
+            self._say(f"  {_line(row['question'])} → {_line(row['answer'])}", "note")
+
+
+def _line(text: str, width: int = 100) -> str:
+    """A text on one line, shortened at its end."""
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
 def duration(seconds: float) -> str:
     """12 s, 3 min 20 s, 2 h 5 min."""
     whole = round(seconds)
@@ -110,6 +123,20 @@ def print_json(value: Any) -> None:
 def print_line(text: str) -> None:
     """One line on stdout."""
     sys.stdout.write(text + "\n")
+
+
+def write(text: str) -> None:
+    """Text on stdout as it comes, without a line's end."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def ask() -> str | None:
+    """A line that the user types; None at the end of input."""
+    try:
+        return input("> ")
+    except EOFError:
+        return None
 
 
 def print_error(text: str) -> None:

@@ -29,6 +29,7 @@ from torch import Tensor
 from lightune import architectures, kernels
 from lightune.data import Example
 from lightune.data.batches import cut_step, plan_epoch
+from lightune.development import Judge, LabelJudge
 from lightune.errors import InputError, IntegrityError, unknown
 from lightune.halves import Halves
 from lightune.metrics import LOWER_IS_BETTER
@@ -119,6 +120,7 @@ class Training:
         options: see TrainOptions.
         objective: maps (network, batch, targets, places) to a loss for each example [b], places being those of the batch's examples among
             the training rows, int64 [b]; the task's own by default.
+        judge: what scores the weights on development data; by default the task's own metrics on `dev`.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class Training:
         dev: Sequence[Example],
         options: TrainOptions,
         objective: Objective | None = None,
+        judge: Judge | None = None,
     ) -> None:
         if not isinstance(train, Rows) and not len(train):
             raise InputError("There are no training examples. Give data with at least one labelled row.")
@@ -140,16 +143,16 @@ class Training:
         self.accelerator = Accelerator(cpu=on_cpu, dataloader_config=DataLoaderConfiguration())
         self.device = choose_device(options.device, self.accelerator)
         self.model, self.options, self.dev = model, options, dev
-        self.task = model.task  # not calibrated, as the scores during training
         self.network = model.network.to(self.device)
         kernels.replace_dropout(self.network.backbone, options.dropout)
-        self.network.dropout.p = options.head_dropout
+        self.network.set_head_dropout(options.head_dropout)
+        if options.gradient_checkpointing:
+            checkpoint_activations(self.network.backbone)
         self.objective = objective or task_objective(model.task, options)
-        self.answer_dev: Callable[[], np.ndarray] = lambda: model.logits(dev)
         rows = train if isinstance(train, Rows) else Rows.of(model, train, options.class_weights == "balanced")
         self.encoded, self.targets, self.weights = rows.encoded, rows.targets, rows.weights
         self.lengths = np.array([len(ids) for ids in self.encoded.ids])
-        self.dev_targets = model.task.targets(dev)
+        self.judge: Judge = judge or LabelJudge(model, dev, self.targets)
         self.step_size = options.batch_size * self.accelerator.num_processes
         self.steps_per_epoch = math.ceil(len(self.lengths) / self.step_size)
         self.total: int  # steps until the end, and those that were planned
@@ -198,7 +201,7 @@ class Training:
     def evaluates_now(self) -> bool:
         """Whether an evaluation belongs to the step that was just taken: its fact is the last of the step."""
         every = self.options.evaluate_every or self.steps_per_epoch
-        return len(self.dev) > 0 and (self.step % every == 0 or self.step == self.total)
+        return len(self.judge) > 0 and (self.step % every == 0 or self.step == self.total)
 
     def request_stop(self) -> None:
         """End `steps` after the step in progress, in every process; a checkpoint saved then can be resumed. Safe in a signal handler."""
@@ -216,8 +219,8 @@ class Training:
             with torch.no_grad():
                 for name, item in self.model.trainable().items():
                     item.copy_(self.best[name])
-        if len(self.dev):
-            self.model.task = self.model.task.calibrate(self.answer_dev(), self.dev_targets)
+        if len(self.judge):
+            self.judge.calibrate()
         self.network.eval()
 
     def forecast(self) -> Forecast:
@@ -239,7 +242,7 @@ class Training:
         total = int(broadcast_object_list([whole if whole >= every else steps - look])[0])
         if total < 1:
             raise InputError(
-                f"{seconds:.3g} s are too short to train: a step of {self.step_size} examples and an evaluation on {len(self.dev)} development "
+                f"{seconds:.3g} s are too short to train: a step of {self.step_size} examples and an evaluation on {len(self.judge)} development "
                 f"rows take about {step * (1 + look):.3g} s here. Give more time, or fewer development rows."
             )
         self._plan(min(total / self.steps_per_epoch, self.options.epochs or MOST_EPOCHS))
@@ -253,7 +256,7 @@ class Training:
 
     def _evaluation_steps(self) -> tuple[float, float]:
         """How many steps lie between two evaluations, and how many steps' time one takes: a forward pass costs a third of a step."""
-        return self.options.evaluate_every or self.steps_per_epoch, len(self.dev) / self.step_size / 3
+        return self.options.evaluate_every or self.steps_per_epoch, len(self.judge) / self.step_size / 3
 
     def _foresee(self, step: float) -> Forecast:
         """The forecast of a run whose steps take so many seconds."""
@@ -292,17 +295,16 @@ class Training:
 
     def alarms(self) -> list[str]:
         """Sentences about a run that did not learn, or learned nothing beyond the commonest answer."""
-        if self.best_value is None or not len(self.dev):
+        if self.best_value is None or not len(self.judge):
             return []
-        found = []
-        base = self._score_without_input()
+        base = self.judge.ignorant(self.metric)
         lower = self.metric in LOWER_IS_BETTER
-        if (self.best_value >= base) if lower else (self.best_value <= base):
-            found.append(
-                f"The run did not learn: dev {self.metric} {self.best_value:.3f} is no better than {base:.3f}, which the best constant answer reaches. "
-                f"Try another rate (it was {self.rate:g}), more epochs (it was {self.epochs:g}), or look at the labels."
-            )
-        return found
+        if (self.best_value < base) if lower else (self.best_value > base):
+            return []
+        return [
+            f"The run did not learn: dev {self.metric} {self.best_value:.3f} is no better than {base:.3f}, which a model reaches that has learned "
+            f"nothing. Try another rate (it was {self.rate:g}), more epochs (it was {self.epochs:g}), or look at the data."
+        ]
 
     def save(self, folder: str | Path) -> Path:
         """Write a checkpoint atomically: a reader finds the whole of it or nothing. The one before it is removed afterwards."""
@@ -414,11 +416,7 @@ class Training:
             table.grad = torch.sparse_coo_tensor(rows[None], table.grad[rows], table.shape, is_coalesced=True)  # type: ignore[index]
 
     def _evaluate(self) -> Evaluation:
-        logits = self.answer_dev()
-        scores = self._score(logits)
-        with torch.no_grad():
-            loss = float(self.model.task.losses(torch.from_numpy(logits), torch.from_numpy(self.dev_targets), 0.0).mean())
-        scores["loss"] = loss
+        scores = self.judge.scores(self.metric)
         value = scores.get(self.metric)
         if value is None:
             raise unknown("metric", self.metric, scores)
@@ -431,12 +429,7 @@ class Training:
             if self.options.schedule == "plateau" and self.since_drop > PLATEAU_PATIENCE:
                 self.peak, self.since_drop = self.peak * PLATEAU_FACTOR, 0
         epoch = round(self.step / self.steps_per_epoch, 4)
-        return Evaluation(self.step, epoch, loss, scores, self.metric, better, 0.0)
-
-    def _score(self, logits: np.ndarray) -> dict[str, float]:
-        """The quick metrics on the development data, and those that sort only where one of them chooses."""
-        scores = self.task.score(logits, self.dev_targets)
-        return scores if self.metric in (*scores, "loss") else scores | self.task.rank(logits, self.dev_targets)
+        return Evaluation(self.step, epoch, scores["loss"], scores, self.metric, better, 0.0)
 
     def _patience_is_over(self) -> bool:
         return self.options.patience is not None and self.since_best >= self.options.patience
@@ -445,14 +438,11 @@ class Training:
         """The metric that chooses; a name that the task does not have is refused before any training."""
         needs = {"patience": self.options.patience, "metric": self.options.metric, "schedule plateau": self.options.schedule == "plateau"}
         asked = [option for option, value in needs.items() if value]
-        if asked and not len(self.dev):
+        if asked and not len(self.judge):
             raise InputError(f"{', '.join(asked)} needs development data, but there are none. Give --dev, or a --dev-share above 0.")
-        name = self.options.metric or self.model.task.primary
-        if self.options.metric and len(self.dev):
-            outputs = np.zeros((len(self.dev), self.model.answers.outputs), dtype=np.float32)
-            known = [*self.model.task.score(outputs, self.dev_targets), *self.model.task.rank(outputs, self.dev_targets), "loss"]
-            if name not in known:
-                raise unknown("metric", name, known)
+        name = self.options.metric or self.judge.primary
+        if self.options.metric and len(self.judge) and name not in (known := self.judge.names()):
+            raise unknown("metric", name, known)
         return name
 
     def _choose_precision(self) -> str:
@@ -492,21 +482,6 @@ class Training:
         tokens = min(self.options.batch_tokens, int(self.lengths.max()) * self.options.batch_size)
         return 34 * tokens * config.hidden_size * getattr(config, "num_hidden_layers", 12) * 2
 
-    def _score_without_input(self) -> float:
-        """What the metric would be if every answer were the training data's mean target."""
-        if self.targets.ndim == 2:
-            share = self.targets.mean(0).clip(1e-6, 1 - 1e-6)
-            row = np.log(share / (1 - share))
-        elif self.model.answers.outputs == 1:
-            row = np.array([self.targets.mean()])
-        else:
-            row = np.log(np.bincount(self.targets, minlength=self.model.answers.outputs) + 1e-6)
-        logits = np.tile(row.astype(np.float32), (len(self.dev), 1))
-        if self.metric == "loss":
-            with torch.no_grad():
-                return float(self.model.task.losses(torch.from_numpy(logits), torch.from_numpy(self.dev_targets), 0.0).mean())
-        return self._score(logits)[self.metric]
-
     def _progress(self) -> dict[str, Any]:
         return {**{name: getattr(self, name) for name in PROGRESS}, "has_best": self.best is not None, "fingerprint": self._fingerprint()}
 
@@ -542,6 +517,20 @@ def task_objective(task: Any, options: TrainOptions) -> Objective:
         return plain + options.r_drop * task.divergences(one, other)
 
     return doubled if options.r_drop else losses
+
+
+def checkpoint_activations(backbone: Any) -> None:
+    """Keep only what lies between the blocks, and compute the rest again in the backward pass (Chen et al. 2016).
+
+    Raises:
+        InputError: a base that cannot.
+    """
+    enable = getattr(backbone, "activation_checkpointing_enable", None) or getattr(backbone, "gradient_checkpointing_enable", None)
+    if enable is None or not getattr(backbone, "supports_gradient_checkpointing", False):
+        raise InputError(
+            f"{type(backbone).__name__} cannot compute activations twice. Leave gradient-checkpointing out, or lower batch-tokens."
+        )
+    enable({"use_reentrant": False})
 
 
 def default_epochs(steps_per_epoch: int) -> float:

@@ -136,7 +136,7 @@ def _compiled(source: str) -> Any:
         import jinja2
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError:
-        raise MissingExtra("a chat template", "jinja2", "train") from None
+        raise MissingExtra("a chat template", "jinja2", "generate") from None
 
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_generation_tag(), "jinja2.ext.loopcontrols"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightune.errors import InputError
-from lightune.runtime.manifest import read_json
+from lightune.predictors import open_generator, open_predictor
 from lightune.serving.settings import Settings
 
 GENERATE = "generate"
@@ -69,34 +69,11 @@ def _named(path: str) -> tuple[str, Path]:
 
 def _open(name: str, path: Path, settings: Settings) -> tuple[Served, Any]:
     """What is served, and the model in torch that it stands on, None where it needs none."""
-    gguf = _find_gguf(path)
-    if gguf:
-        from lightune.runtime.gguf import load_gguf
-
-        return Served(name, GENERATE, load_gguf(gguf, threads=settings.threads, context=settings.context, slots=settings.slots)), None
-    from lightune.predictors import find_folder, open_predictor
-
-    folder = find_folder(path)
-    if (folder / "task.json").is_file() and read_json(folder / "task.json").get("kind") == GENERATE:
-        from lightune.exporting import open_written
-
-        return Served(name, GENERATE, open_written(folder)), None
-    opened = open_predictor(folder, threads=settings.threads)
-    model = opened.predictor if opened.kind == "model" else None
-    if opened.predictor.answers.kind == GENERATE:
-        from lightune.language import generator_of
-
-        return Served(name, GENERATE, generator_of(opened.predictor, name=name)), model
-    return Served(name, opened.predictor.answers.kind, opened.predictor), model
-
-
-def _find_gguf(path: Path) -> Path | None:
-    """The GGUF file or the folder of one that a path stands for, None where it stands for something else."""
-    if path.suffix == ".gguf" and path.is_file():
-        return path
-    artifacts = sorted(path.glob("artifacts/*/model.gguf"), key=lambda file: (file.parent.name != "small", file))
-    found = [path / "model.gguf", *artifacts] if path.is_dir() else []
-    return next((file.parent for file in found if file.is_file()), None)
+    found = open_generator(path, name=name, threads=settings.threads, context=settings.context, slots=settings.slots)
+    if found:
+        return Served(name, GENERATE, found.generator), found.model
+    opened = open_predictor(path, threads=settings.threads)
+    return Served(name, opened.predictor.answers.kind, opened.predictor), opened.predictor if opened.kind == "model" else None
 
 
 def _share(opened: Sequence[tuple[Served, Any]]) -> list[Served]:

@@ -14,6 +14,9 @@ The contract of a task class (a frozen dataclass with the one field `answers`):
     calibrate(logits, targets) -> task  the same task with its temperature or thresholds fitted on development data
 
 A target that the training data lack is an error that names it.
+
+The tasks of GENERATIVE answer in text: they have only `kind`, `primary` and `answers`. Their rows are conversations, their loss is that of
+the answers' tokens (`language`), and they are scored by `language_evaluation`.
 """
 
 from __future__ import annotations
@@ -24,13 +27,15 @@ from typing import Any
 from lightune.errors import unknown
 
 TASKS: dict[str, str] = {"classify": "Classify", "pair": "Pair", "multilabel": "Multilabel", "regress": "Regress"}
+GENERATIVE: dict[str, str] = {"generate": "Generate"}
 
 
 def find_task(name: str) -> Any:
     """The class of a task by its name."""
-    if name not in TASKS:
-        raise unknown("task", name, TASKS)
-    return getattr(importlib.import_module(f"lightune.tasks.{name}"), TASKS[name])
+    known = TASKS | GENERATIVE
+    if name not in known:
+        raise unknown("task", name, known)
+    return getattr(importlib.import_module(f"lightune.tasks.{name}"), known[name])
 
 
 def task_for(answers: Any) -> Any:

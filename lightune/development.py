@@ -1,0 +1,90 @@
+"""What says, while a model is trained, how good its weights are: its scores on development data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from lightune.data import Example
+from lightune.models import Model
+
+
+class Judge(Protocol):
+    """Scores by name, `loss` always among them.
+
+    primary: the metric that chooses the best weights where none is named.
+    """
+
+    primary: str
+
+    def __len__(self) -> int:
+        """How many development rows there are; with none nothing is judged."""
+        ...
+
+    def names(self) -> list[str]:
+        """The metrics that can be asked for."""
+        ...
+
+    def scores(self, metric: str) -> dict[str, float]:
+        """The metrics that are quick to compute, and the one that is asked for."""
+        ...
+
+    def ignorant(self, metric: str) -> float:
+        """What the metric is where nothing has been learned: a run must end with a better one."""
+        ...
+
+    def calibrate(self) -> None:
+        """Fit the model's temperature or thresholds, where it has any."""
+        ...
+
+
+class LabelJudge:
+    """The judge of tasks with labels or numbers.
+
+    targets: those of the training rows, [n] or [n, k]; what a model would answer that knows only how often they occur is the ignorant score.
+    answer: gives the logits of the development rows; may be exchanged by what gives the same ones faster.
+    """
+
+    def __init__(self, model: Model, examples: Sequence[Example], targets: np.ndarray) -> None:
+        self.model, self.examples = model, examples
+        self.task = model.task  # not calibrated, as the scores during training
+        self.primary: str = model.task.primary
+        self.seen = targets
+        self.targets = model.task.targets(examples)
+        self.answer: Callable[[], np.ndarray] = lambda: model.logits(examples)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def names(self) -> list[str]:
+        outputs = np.zeros((len(self.examples), self.model.answers.outputs), dtype=np.float32)
+        return [*self.task.score(outputs, self.targets), *self.task.rank(outputs, self.targets), "loss"]
+
+    def scores(self, metric: str) -> dict[str, float]:
+        return self._judged(self.answer(), metric)
+
+    def ignorant(self, metric: str) -> float:
+        """The score of the best constant answer."""
+        if self.seen.ndim == 2:
+            share = self.seen.mean(0).clip(1e-6, 1 - 1e-6)
+            row = np.log(share / (1 - share))
+        elif self.model.answers.outputs == 1:
+            row = np.array([self.seen.mean()])
+        else:
+            row = np.log(np.bincount(self.seen, minlength=self.model.answers.outputs) + 1e-6)
+        return self._judged(np.tile(row.astype(np.float32), (len(self.examples), 1)), metric)[metric]
+
+    def calibrate(self) -> None:
+        self.model.task = self.model.task.calibrate(self.answer(), self.targets)
+
+    def _judged(self, logits: np.ndarray, metric: str) -> dict[str, float]:
+        """The quick metrics and the loss, and those that sort only where one of them is asked for."""
+        found: dict[str, Any] = self.task.score(logits, self.targets)
+        if metric not in (*found, "loss"):
+            found = found | self.task.rank(logits, self.targets)
+        with torch.no_grad():
+            loss = float(self.task.losses(torch.from_numpy(logits), torch.from_numpy(self.targets), 0.0).mean())
+        return {**found, "loss": loss}

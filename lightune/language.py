@@ -1,0 +1,287 @@
+"""Fine-tuning a model that generates: conversations read and supervised, the loss of their answers, and what judges it on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lightune import models, sources
+from lightune.data.conversations import Conversations, read_conversation_parts, read_conversations, split_conversations
+from lightune.errors import InputError
+from lightune.generation import TorchGenerator
+from lightune.language_evaluation import TokenRow, answer, ask, evaluate_generation, perplexity
+from lightune.methods import make_method
+from lightune.models import Model
+from lightune.networks import LanguageNetwork, tensors
+from lightune.preparation import LONGEST, Prepared, Told, Watch, longest_text
+from lightune.recipes import Recipe, TrainOptions
+from lightune.runtime.answers import Answers
+from lightune.runtime.generation import GenerationOptions
+from lightune.runtime.tokenization import Encoded, batches
+from lightune.supervision import Supervised, supervise
+from lightune.tasks.generate import Generate
+from lightune.training import Objective, Rows, Training
+
+JUDGED_ROWS = 256  # most development rows whose loss is measured at an evaluation
+JUDGED_TOKENS = 4096  # tokens of a pass
+COMPARED_ROWS, COMPARED_PROMPTS = 64, 50  # held-out rows and questions by which an export is compared with its model
+# Options of training that have no meaning for the loss of tokens, and the value that leaves them alone.
+WITHOUT = {"label_smoothing": 0.0, "class_weights": "none", "r_drop": 0.0, "contrast": 0, "unlabelled": None}
+
+
+@dataclass(frozen=True)
+class Supervision(Prepared):
+    """Conversations in parts, and the rows of token ids that are made of them by part."""
+
+    rows: Mapping[str, Sequence[Supervised]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Answers to a few development questions as the weights of a step give them: {question, answer, reference} each."""
+
+    step: int
+    rows: tuple[dict[str, str], ...]
+    kind: str = "samples"
+
+
+def prepare(recipe: Recipe, source: Any, watch: Watch = lambda fact: None) -> Supervision:
+    """Read and split conversations, load the base, put the method on it, and mark what is learned; nothing is trained or written.
+
+    Raises:
+        InputError: data, a template, a base or an option that is wrong; rows too long where nothing is said of them; nothing to learn.
+    """
+    _check_options(recipe)
+    watch(Told("Reading the data"))
+    parts, facts = _read(recipe, source, watch)
+    base = sources.resolve_model(recipe.model, tell=lambda sentence: watch(Told(sentence)))
+    watch(Told(f"Loading the base {recipe.model}"))
+    template = _read_template(recipe.data.template)
+    model = models.start_language(base, Generate(Answers("generate", ())), max_length=LONGEST, template=template)
+    method = make_method(recipe.method)
+    model.encoder.max_length = longest_text(recipe, model, getattr(method, "taken", 0))
+    rows, ledgers = {}, {}
+    for name, part in parts.items():
+        found, ledger = supervise(model.chat, model.encoder, part, max_length=model.encoder.max_length, too_long=recipe.data.too_long)  # type: ignore[arg-type]
+        rows[name], ledgers[name] = found, ledger.to_dict()
+        for sentence in ledger.told:
+            watch(Told(f"{name}: {sentence}", "warning" if sentence in ledger.warnings else "note"))
+    if hasattr(method, "plan"):
+        method = method.plan(model, ())
+    torch.manual_seed(recipe.train.seed)
+    model.apply(method)
+    if not model.trainable():
+        raise InputError(f"{recipe.method} trains nothing of {recipe.model}, whose head is its token table. Use lora, full or freeze.")
+    cut = sum(ledger["cut_tokens"] for ledger in ledgers.values())
+    return Supervision(
+        train=parts["train"],  # type: ignore[arg-type]
+        dev=parts.get("dev", []),  # type: ignore[arg-type]
+        test=parts.get("test", []),  # type: ignore[arg-type]
+        model=model,
+        facts={**facts, "ledger": ledgers},
+        truncated_tokens=cut,
+        rows=rows,
+    )
+
+
+def open_training(prepared: Supervision, options: TrainOptions) -> Training:
+    """The training of the answers' tokens; every token of a step weighs the same."""
+    rows = prepared.rows["train"]
+    judge = LossJudge(prepared.model, prepared.rows.get("dev", ())[:JUDGED_ROWS])
+    training = Training(prepared.model, _encode(rows), (), options, answer_objective(rows), judge)
+    judge.precision = training.in_precision
+    judge.remember()
+    return training
+
+
+def answer_objective(rows: Sequence[Supervised]) -> Objective:
+    """The mean loss of each row's supervised tokens. Logits are computed for these alone."""
+
+    def losses(network: Any, batch: dict[str, Tensor], targets: Tensor, places: np.ndarray) -> Tensor:
+        chosen = [rows[place] for place in places]
+        each, owners, counts = supervised_losses(network, batch["input_ids"], chosen)
+        return torch.zeros(len(chosen), device=each.device).index_add(0, owners, each) / counts
+
+    return losses
+
+
+def supervised_losses(network: LanguageNetwork, ids: Tensor, rows: Sequence[Supervised]) -> tuple[Tensor, Tensor, Tensor]:
+    """The loss of every supervised token [m], the row of each int64 [m], and how many every row has [b].
+
+    ids: int64 [b, s], filled on the right; what stands there is behind all that is read, so no mask is needed.
+    """
+    before = np.zeros(tuple(ids.shape), dtype=bool)  # the places from which supervised tokens are predicted
+    for place, row in enumerate(rows):
+        before[place, : len(row.trained) - 1] = row.trained[1:]
+    where = torch.from_numpy(before).to(ids.device)
+    hidden = network.read(ids).last_hidden_state
+    each = network.losses(hidden[where], ids.roll(-1, 1)[where])
+    return each, where.nonzero()[:, 0], where.sum(1)
+
+
+class LossJudge:
+    """The mean loss of the supervised tokens of held-out rows, and its exponential, the perplexity."""
+
+    primary = "loss"
+
+    def __init__(self, model: Model, rows: Sequence[Supervised]) -> None:
+        self.model, self.rows = model, rows
+        self.precision: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self.before = math.inf
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def names(self) -> list[str]:
+        return ["loss", "perplexity"]
+
+    def scores(self, metric: str) -> dict[str, float]:
+        network, total, count = self.model.network, 0.0, 0
+        network.eval()
+        encoded = _encode(self.rows).encoded
+        for places in batches([len(ids) for ids in encoded.ids], len(self.rows), JUDGED_TOKENS):
+            ids = tensors(self.model.encoder.pad(encoded, places), self.model.device)["input_ids"]
+            with torch.no_grad(), self.precision():
+                each, _, _ = supervised_losses(network, ids, [self.rows[place] for place in places])
+            total, count = total + float(each.double().sum()), count + len(each)
+        loss = total / max(count, 1)
+        return {"loss": loss, "perplexity": math.exp(min(loss, 80.0))}
+
+    def remember(self) -> None:
+        """Measure the loss as it is, before anything was learned."""
+        if self.rows:
+            self.before = self.scores("loss")["loss"]
+
+    def ignorant(self, metric: str) -> float:
+        """The loss or perplexity of the base."""
+        return self.before if metric == "loss" else math.exp(min(self.before, 80.0))
+
+    def calibrate(self) -> None:
+        """Nothing: a token's probability is what was learned."""
+
+
+def generator_of(model: Model, *, name: str | None = None) -> TorchGenerator:
+    """A model of conversations as something that generates."""
+    return TorchGenerator(model.network, model.encoder, model.chat, name=name or model.base.name, max_length=model.encoder.max_length)
+
+
+def score(prepared: Supervision, recipe: Recipe, tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """What `evaluation.json` holds: the perplexity of held-out answers and, for questions, how good greedy answers are."""
+    part = held_part(prepared)
+    generator = generator_of(prepared.model)
+    rows = [TokenRow(row.ids, row.trained, _spelled(prepared.model, row)) for row in prepared.rows[part]]
+    tell(f"Measuring the loss of {len(rows)} {part} rows")
+    fluent = perplexity(generator, rows).to_dict()
+    scores = {name: fluent[name] for name in ("perplexity", "byte_perplexity") if fluent[name]}
+    conversations = getattr(prepared, part)
+    if not recipe.answers.score_rows or not any(row.messages for row in conversations):
+        return {"part": part, "rows": len(rows), "scores": {"primary": "perplexity", **scores}, "worst": [], "samples": []}
+    tell(f"Answering up to {recipe.answers.score_rows} {part} questions")
+    found = evaluate_generation(
+        generator,
+        [row for row in conversations if row.messages],
+        options=GenerationOptions(max_tokens=recipe.answers.max_tokens),
+        metrics=recipe.answers.metrics or None,
+        limit=recipe.answers.score_rows,
+        part=part,
+        seed=recipe.train.seed,
+    )
+    return found | {"scores": found["scores"] | scores}
+
+
+def held_part(prepared: Supervision) -> str:
+    """The part that scores: test, else dev, else train."""
+    return next(name for name in ("test", "dev", "train") if len(prepared.rows.get(name, ())))
+
+
+def held_out(prepared: Supervision) -> tuple[list[np.ndarray], list[Any]]:
+    """Rows of token ids and questions by which an export is compared with its model."""
+    part = held_part(prepared)
+    rows = [row.ids for row in prepared.rows[part][:COMPARED_ROWS]]
+    prompts = [ask(row)[0] for row in list(getattr(prepared, part))[:COMPARED_PROMPTS] if row.messages]
+    return rows, prompts
+
+
+def _spelled(model: Model, row: Supervised) -> float:
+    """Bytes of UTF-8 that the supervised tokens of a row stand for."""
+    return float(len(model.encoder.tokenizer.decode(row.ids[row.trained].tolist(), skip_special_tokens=True).encode("utf-8")))
+
+
+def draw_samples(prepared: Supervision, recipe: Recipe, step: int) -> Samples | None:
+    """Greedy answers to the first development questions; None where the rows are plain text, or none are asked for."""
+    shown = [row for row in list(prepared.dev)[: recipe.answers.samples] if row.messages]  # type: ignore[attr-defined]
+    if not shown:
+        return None
+    asked = [ask(row) for row in shown]  # type: ignore[arg-type]
+    made = answer(generator_of(prepared.model), [prompt for prompt, _ in asked], GenerationOptions(max_tokens=recipe.answers.max_tokens))
+    rows = [
+        {"question": prompt[-1].content, "answer": one.text if one else "", "reference": reference}
+        for (prompt, reference), one in zip(asked, made, strict=True)
+    ]
+    return Samples(step, tuple(rows))
+
+
+def _read(recipe: Recipe, source: Any, watch: Watch) -> tuple[dict[str, Conversations], dict[str, Any]]:
+    options = recipe.data
+    how: dict[str, Any] = {name: getattr(options, name) for name in ("shape", "prompt", "completion", "system", "delimiter", "encoding")}
+    parts = read_conversation_parts(sources.locate_data(source), **how)
+    if "train" not in parts:
+        raise InputError(f"{options.train} has the parts {', '.join(parts)} but no train part. Give training data.")
+    train = parts["train"]
+    told = list(train.facts.get("told", []))
+    for name, path in (("dev", options.dev), ("test", options.test)):
+        if path:
+            parts[name] = read_conversations(sources.locate_data(path), **how)
+    if options.limit and options.limit < len(train):
+        chosen = np.random.default_rng(recipe.train.seed).permutation(len(train))[: options.limit]
+        told.append(f"{options.limit} of {len(train)} training rows are used, drawn with seed {recipe.train.seed}.")
+        train = train.take(sorted(int(number) for number in chosen))
+    shares = {"dev": parts.get("dev", options.dev_share), "test": parts.get("test", options.test_share)}
+    divided = split_conversations(train, **shares, seed=recipe.train.seed)
+    for sentence in [*told, *divided.facts.get("told", [])]:
+        watch(Told(sentence))
+    found = {"train": divided.train, "dev": divided.dev, "test": divided.test}
+    parts = {name: part for name, part in found.items() if part is not None and len(part)}
+    facts = {
+        "task": "generate", "columns": train.columns.as_dict(), "told": told, "split": divided.facts, "findings": [],
+        "parts": {name: {"rows": len(part), "source": part.source, "told": part.facts.get("told", [])} for name, part in parts.items()},
+    }  # fmt: skip
+    return parts, facts
+
+
+def _read_template(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"The chat template {path!r} cannot be read ({error}). Give a file with a Jinja template.") from None
+
+
+def _encode(rows: Sequence[Supervised]) -> Rows:
+    """Rows for the loop; a row weighs as much as it has supervised tokens."""
+    ids = [row.ids for row in rows]
+    counts = np.array([int(row.trained.sum()) for row in rows], dtype=np.float32)
+    encoded = Encoded(ids, None, np.array([len(row) for row in ids], dtype=np.int64), 0)
+    return Rows(encoded, np.zeros(len(rows), dtype=np.int64), counts)
+
+
+def _check_options(recipe: Recipe) -> None:
+    options = dataclasses.asdict(recipe.train)
+    wrong = [name for name, plain in WITHOUT.items() if options.get(name, plain) != plain]
+    if wrong:
+        names = ", ".join(name.replace("_", "-") for name in wrong)
+        raise InputError(f"{names} has no meaning for generate, whose loss is that of tokens. Leave it out.")
+    if recipe.budget.limits:
+        raise InputError(
+            "A budget (max-mb, max-ms, max-ram, keep) cannot be searched for models that generate yet. Choose a smaller export."
+        )

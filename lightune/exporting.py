@@ -11,16 +11,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from lightune import benchmarking, exports
+from lightune import benchmarking, exports, models, sources
 from lightune.data import Example
 from lightune.errors import CheckFailed
 from lightune.evaluation import Scores, evaluate
 from lightune.exports import onnx, sensitivity
+from lightune.exports.likeness import compare
 from lightune.exports.smoothing import find_smoothing
 from lightune.exports.staging import staged
+from lightune.generation import TorchGenerator
 from lightune.models import Merged, Model
 from lightune.runtime import load as load_artifact
-from lightune.runtime.manifest import sha256
+from lightune.runtime.answers import Answers
+from lightune.runtime.generation import Generator, Prompt
+from lightune.runtime.manifest import read_json, sha256
+from lightune.tasks import task_for
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -118,6 +123,62 @@ def spare(
     mixed = sensitivity.back_off(graph, model.answers, model.encoder, rows, target.precision, agree=agree, most=SPARED, smoothing=smoothing)
     before = {*target.precision.keep, *target.precision.eight}
     return dataclasses.replace(target, precision=mixed), [name for name in (*mixed.keep, *mixed.eight) if name not in before]
+
+
+def export_generator(
+    model: Model,
+    target: str,
+    folder: Path,
+    *,
+    rows: Sequence[np.ndarray],
+    prompts: Sequence[Prompt],
+    sample: Sequence[np.ndarray] = (),
+    name: str | None = None,
+    tell: Tell = lambda _: None,
+) -> dict[str, Any]:
+    """Write a model that generates for a target, prove that the file writes as the model does, and time it.
+
+    Args:
+        rows: held-out rows of token ids, int [s] each, whose perplexity is compared. prompts: questions whose greedy answers are compared.
+        sample: rows of token ids by which weights are rounded, where the target does so.
+
+    Returns:
+        The artefact's entry of `run.json`.
+
+    Raises:
+        InputError: unknown target. CheckFailed: the file is too far from the model.
+    """
+    found = exports.find_generative(target)
+    merged = fold(model)
+    with staged(folder) as draft:
+        tell(f"Writing {target}")
+        found.write(merged, draft, name=name, sample=sample[:SAMPLE_ROWS])
+        tell(f"Comparing {target} with the model on {len(rows)} rows and {len(prompts)} questions")
+        ours = TorchGenerator(merged.network, merged.encoder, merged.chat, name="the model", max_length=merged.encoder.max_length)
+        theirs = open_written(draft)
+        try:
+            likeness = compare(ours, theirs, rows, prompts, found.tolerance)
+            tell(f"Timing {target}")
+            speed = benchmarking.generation_speed(theirs, list(prompts) or [merged.encoder.tokenizer.decode(list(rows[0]))])
+        finally:
+            theirs.close()
+    return {
+        "target": target, "path": str(folder), "sha256": sha256(folder / "manifest.json"), "parity": likeness.to_dict(), "scores": None, "kept": None,
+        "tokens_per_second": speed, "resident_bytes": benchmarking.generator_resident_bytes(folder), "bytes": benchmarking.folder_bytes(folder),
+    }  # fmt: skip
+
+
+def open_written(folder: Path) -> Generator:
+    """An exported model that generates: a GGUF file by llama.cpp, a Hugging Face folder by transformers."""
+    if (folder / "model.gguf").is_file():
+        from lightune.runtime.gguf import load_gguf
+
+        return load_gguf(folder)
+    facts = read_json(folder / "task.json")
+    model = models.start_language(
+        sources.resolve_model(str(folder)), task_for(Answers("generate", ())), max_length=int(facts["max_length"])
+    )
+    return TorchGenerator(model.network, model.encoder, model.chat, name=facts["name"], max_length=int(facts["max_length"]))
 
 
 def fold(model: Model) -> Model:

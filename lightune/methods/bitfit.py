@@ -14,7 +14,7 @@ from lightune.errors import InputError
 class BitFit:
     """Every bias of the base is trained, norms' biases included."""
 
-    rate: ClassVar[float] = 2e-3
+    rate: ClassVar[float] = 3e-3
 
     def apply(self, backbone: nn.Module) -> nn.Module:
         """Unfreeze the biases.

@@ -61,7 +61,7 @@ class ScaledInput(Around):
 class IA3:
     """One trained factor for each entry of keys, of values and of the activations inside the feed-forward part."""
 
-    rate: ClassVar[float] = 1e-2
+    rate: ClassVar[float] = 3e-2
 
     def apply(self, backbone: nn.Module) -> nn.Module:
         """Put the scales around the matrices.

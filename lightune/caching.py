@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
 from lightune import architectures
+from lightune.development import LabelJudge
 from lightune.models import BATCH
 from lightune.networks import Network, tensors
 from lightune.runtime.tokenization import Encoded, Encoder, batches
@@ -204,8 +205,8 @@ def keep_frozen(training: Training, folder: Path | None = None, *, seconds: floa
         return 0
     shelf = Shelf(network, parts, encoder, training.encoded, folder, training.in_precision)
     training.objective = _recalling(training.objective, shelf)
-    if len(training.dev):
-        training.answer_dev = _answers(training, parts, folder)
+    if len(training.dev) and isinstance(training.judge, LabelJudge):
+        training.judge.answer = _answers(training, parts, folder)
     training.seconds += time.perf_counter() - begin
     return len(parts)
 

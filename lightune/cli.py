@@ -65,7 +65,15 @@ def with_options(*classes: type, skip: tuple[str, ...] = ()) -> Callable[[Callab
 
 
 @app.command
-@with_options(recipes.Recipe, recipes.DataOptions, recipes.TrainOptions, recipes.AnswerOptions, recipes.Budget, skip=("train",))
+@with_options(
+    recipes.Recipe,
+    recipes.DataOptions,
+    recipes.TrainOptions,
+    recipes.AnswerOptions,
+    recipes.Budget,
+    recipes.DistillOptions,
+    skip=("train",),
+)
 def fit(
     data: Annotated[str | None, Parameter(help="labelled data: a file, a folder, a catalogue name or hub:owner/name")] = None, /, *,
     out: Annotated[str | None, Parameter(help="run folder [default: runs/NAME]")] = None,
@@ -158,7 +166,9 @@ def _show_run(folder: Path, record: dict[str, Any]) -> None:
         if reference
         else []
     )
-    for entry in record["artifacts"]:
+    if record["task"] == "generate":
+        _show_generators(record)
+    for entry in record["artifacts"] if record["task"] != "generate" else ():
         value = entry["scores"][primary]["value"] if entry["scores"] else "–"
         agree = f"{entry['parity']['agree']:.1%}"
         rows.append(
@@ -179,6 +189,20 @@ def _show_run(folder: Path, record: dict[str, Any]) -> None:
     terminal.print_line(f"report  {folder / 'report.html'}")
     example = folder / record["artifacts"][-1]["path"] if record["artifacts"] else folder
     terminal.print_line(f'predict lightune predict {example} "your text"')
+
+
+def _show_generators(record: dict[str, Any]) -> None:
+    """A table of the exported files of a model that generates."""
+    rows = [
+        [
+            Path(entry["path"]).name, terminal.size(entry["bytes"]), entry["tokens_per_second"]["prompt"], entry["tokens_per_second"]["generation"],
+            terminal.size(entry["resident_bytes"]), f"{entry['parity']['change']:+.2%}", "–" if entry["parity"]["agree"] is None else f"{entry['parity']['agree']:.0%}",
+        ]
+        for entry in record["artifacts"]
+    ]  # fmt: skip
+    if rows:
+        headers = ["model", "size", "prompt tokens/s", "answer tokens/s", "memory", "perplexity", "same answers"]
+        terminal.print_table(headers, rows)
 
 
 def _checked(scores: dict[str, Any], at_least: float | None) -> int:
@@ -238,7 +262,7 @@ def predict(
 
 
 @app.command
-@with_options(recipes.DataOptions, skip=("train", "dev", "test", "dev_share", "test_share", "limit", "max_length"))
+@with_options(recipes.DataOptions, recipes.AnswerOptions, skip=("train", "dev", "test", "dev_share", "test_share", "max_length", "samples"))
 def evaluate(
     target: Annotated[str, Parameter(help="a run, a model folder or an artefact folder")],
     data: Annotated[str, Parameter(help="labelled data: a file, a folder, a catalogue name or hub:owner/name")], /, *,
@@ -249,8 +273,12 @@ def evaluate(
     from lightune import predictors
     from lightune.evaluation import evaluate as score
 
-    predictor = predictors.open_predictor(target, threads=threads).predictor
     given = {name: value for name, value in options.items() if value is not None}
+    if (writer := predictors.open_generator(target, threads=threads)) is not None:
+        found = predictors.evaluate_written(writer.generator, data, part=part, **given)
+        terminal.print_json(found) if json else _show_written(found)
+        return _checked(found["scores"], at_least)
+    predictor = predictors.open_predictor(target, threads=threads).predictor
     examples = predictors.read_examples(data, predictor.answers, part=part, **given)
     scores = score(predictor, examples, part=part or "data")
     if json:
@@ -263,6 +291,15 @@ def evaluate(
         worst = [[row["row"], row["target"], row["answer"], row["text"][:80]] for row in scores.details["worst"][:10]]
         terminal.print_table(["row", "is", "answered", "text"], worst, title="Worst errors")
     return _checked(scores.summary(), at_least)
+
+
+def _show_written(found: dict[str, Any]) -> None:
+    """The scores of answers, and the worst of them."""
+    values = {name: value for name, value in found["scores"].items() if name != "primary"}
+    rows = [[name, *(f"{value[key]:.4f}" for key in ("value", "low", "high"))] for name, value in values.items()]
+    terminal.print_table(["metric", "value", "low", "high"], rows, title=f"{found['rows']} questions")
+    worst = [[row["row"], row["text"][:60], row["target"][0][:60], row["answer"][:60]] for row in found["worst"][:10]]
+    terminal.print_table(["row", "question", "is", "answered"], worst, title="Worst answers")
 
 
 @app.command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shutil
 import time
@@ -11,11 +12,25 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from lightune import __version__, architectures, benchmarking, choosing, contrast, exporting, exports, language, models, shrinking
+from lightune import (
+    __version__,
+    architectures,
+    benchmarking,
+    choosing,
+    contrast,
+    exporting,
+    exports,
+    language,
+    models,
+    selftraining,
+    shrinking,
+)
 from lightune.adapters import write_adapter
+from lightune.caching import keep_frozen
 from lightune.errors import CheckFailed, InputError, LightuneError
 from lightune.evaluation import evaluate
 from lightune.methods import make_method, method_name, read_spec
+from lightune.models import Model
 from lightune.optimizers import find_optimizer
 from lightune.options import format_spec, parse_spec
 from lightune.preparation import Interrupted, Prepared, Told, Watch, prepare, read_all, stop_on_signals
@@ -79,6 +94,8 @@ def fit(
         prepared = _prepare(recipe, source, watch)
         if recipe.train.contrast:
             contrast.check_suits(prepared.model, recipe.train)
+        if recipe.train.self_training:
+            selftraining.check_suits(prepared.model, prepared.dev, prepared.unlabelled)
     except LightuneError:
         if made:
             folder.rmdir()  # nothing was done: leave nothing behind
@@ -128,6 +145,11 @@ def export_again(folder: str | Path, targets: Sequence[str], *, watch: Watch = l
     run = open_run(folder)
     recipe = resolve(read_recipe(run.folder / "recipe.toml"), {})
     model, record = models.load(run.model), run.record
+    if recipe.data.task == "generate":
+        prepared = language.attend(model, recipe, recipe.data.train, watch)
+        record["artifacts"], refused = _export_generators(run, prepared, targets, record, watch)
+        _close(run, record, refused)
+        return record
     parts = read_all(recipe, recipe.data.train).parts
     rows = parts.get("test") or parts.get("dev") or parts["train"]
     scores = evaluate(model, rows, resamples=0)
@@ -180,15 +202,13 @@ def complete(run: Run, recipe: Recipe, prepared: Prepared, watch: Watch, *, resu
     Raises:
         CheckFailed: an export does not answer as the model does. Interrupted: as for `fit`. InputError: too few seconds.
     """
-    if isinstance(prepared, language.Supervision):
-        training = language.open_training(prepared, recipe.train)
-    else:
-        training = contrast.open_training(prepared.model, prepared.train, prepared.dev, recipe.train)
+    fresh = prepared.model.copy() if recipe.train.self_training else None
+    training = _open_training(run, prepared, recipe, seconds)
     done = training.restore(run.checkpoints) if resumed else 0
     if done:
         watch(Told(f"Going on after step {done} of {training.total}."))
     else:
-        watch(training.forecast() if seconds is None else training.settle(seconds * SPARE))
+        watch(training.forecast() if seconds is None else training.settle(seconds * SPARE - training.seconds))
     if is_leader():
         run.cut_steps(done)
         run.write("recipe.toml", format_recipe(_resolved(recipe, training)))
@@ -200,7 +220,41 @@ def complete(run: Run, recipe: Recipe, prepared: Prepared, watch: Watch, *, resu
         contrast.fit_head(prepared.model, prepared.train, prepared.dev, balanced=recipe.train.class_weights == "balanced")
     if isinstance(prepared, language.Supervision):
         return _finish_language(run, recipe, prepared, training, stopped, watch)
+    if fresh is not None:
+        prepared, training = _teach(run, recipe, prepared, fresh, training, watch)
     return _finish(run, recipe, prepared, training, stopped, watch, timed=seconds is not None)
+
+
+def _open_training(run: Run, prepared: Prepared, recipe: Recipe, seconds: float | None) -> Training:
+    """The training of the task, which reads what its frozen parts say from memory where that pays."""
+    if isinstance(prepared, language.Supervision):
+        return language.open_training(prepared, recipe.train)
+    training = contrast.open_training(prepared.model, prepared.train, prepared.dev, recipe.train)
+    if not recipe.train.contrast:
+        keep_frozen(training, run.folder, seconds=math.inf if seconds is None else seconds / 4)
+    return training
+
+
+def _teach(run: Run, recipe: Recipe, prepared: Prepared, fresh: Model, training: Training, watch: Watch) -> tuple[Prepared, Training]:
+    """The rounds of self-training, each told and all kept in self-training.json; gives what they made better. They begin again after a stop."""
+    watch(Told(f"Self-training on {len(prepared.unlabelled)} rows without labels"))
+
+    def learn(student: Training) -> None:
+        for fact in student.steps():
+            watch(fact)
+
+    rows = (prepared.train, prepared.dev, prepared.unlabelled)
+    taught = selftraining.teach(prepared.model, fresh, *rows, recipe.train, rounds=recipe.train.self_training, run=learn)
+    for number, done in enumerate(taught.rounds, 1):
+        verdict = "kept" if done.kept else "left"
+        watch(
+            Told(
+                f"Round {number}: {done.taken} rows of which the model is sure at {done.confidence:.3f}; dev {done.before:.3f} → "
+                f"{done.after:.3f}, {verdict}"
+            )
+        )
+    run.write("self-training.json", [dataclasses.asdict(done) for done in taught.rounds])
+    return dataclasses.replace(prepared, model=taught.model), taught.training or training
 
 
 def _resolved(recipe: Recipe, training: Training) -> Recipe:
@@ -269,6 +323,8 @@ def _finish(run: Run, recipe: Recipe, prepared: Prepared, training: Training, st
     }  # fmt: skip
     if (run.folder / "choice.json").exists():
         record["choice"] = run.read("choice.json")
+    if recipe.train.self_training:
+        record["self_training"] = run.read("self-training.json")
     targets = find_targets(recipe)
     if targets or timed:
         watch(Told("Timing the model in PyTorch on one thread"))
@@ -310,25 +366,36 @@ def _finish_language(run: Run, recipe: Recipe, prepared: language.Supervision, t
     model.save(run.model)
     found = language.score(prepared, recipe, lambda text: watch(Told(text)))
     run.write("evaluation.json", found)
-    before = {"loss_before": round(training.judge.ignorant("loss"), 6)} if len(training.judge) else {}
-    record = _describe(recipe, prepared, training, found["scores"], None) | before | {
+    record = _describe(recipe, prepared, training, found["scores"], None) | {
+        "loss_before": round(training.judge.ignorant("loss"), 6) if len(training.judge) else None,
         "stopped": stopped, "learned": not alarms, "alarms": alarms, "peak_resident_bytes": peak,
         "weights_bytes": (run.model / "weights.safetensors").stat().st_size, "ledger": prepared.facts["ledger"],
     }  # fmt: skip
-    refused = []
+    record["artifacts"], refused = _export_generators(run, prepared, find_targets(recipe), record, watch)
+    return _close(run, record, refused)
+
+
+def _export_generators(
+    run: Run, prepared: language.Supervision, targets: Sequence[str], record: dict[str, Any], watch: Watch
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """The entries of all artefacts, those of these targets written anew, and why any was refused."""
+    entries, refused = {entry["target"]: entry for entry in record["artifacts"]}, []
     rows, prompts = language.held_out(prepared)
-    for target in find_targets(recipe):
+    sample = [row.ids for row in prepared.rows["train"]]
+    for target in targets:
         folder = run.artifacts / exports.folder_name(target)
+        if target == PEFT:
+            watch(Told(f"What the method trained is in PEFT's format now: {write_adapter(prepared.model, folder)}"))
+            continue
         try:
             entry = exporting.export_generator(
-                model, target, folder, rows=rows, prompts=prompts, sample=[row.ids for row in prepared.rows["train"]],
-                name=record["name"], tell=lambda text: watch(Told(text)),
+                prepared.model, target, folder, rows=rows, prompts=prompts, sample=sample, name=record["name"],
+                tell=lambda text: watch(Told(text)),
             )  # fmt: skip
+            entries[target] = entry | {"path": str(folder.relative_to(run.folder))}
         except CheckFailed as error:
             refused.append(str(error))
-            continue
-        record["artifacts"].append(entry | {"path": str(folder.relative_to(run.folder))})
-    return _close(run, record, refused)
+    return list(entries.values()), refused
 
 
 def _describe(
@@ -368,6 +435,7 @@ def _clear(run: Run) -> None:
         "data.json",
         "steps.jsonl",
         "choice.json",
+        "self-training.json",
         "evaluation.json",
         "samples.jsonl",
         "run.json",

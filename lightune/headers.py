@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import mmap
+from dataclasses import dataclass
 from pathlib import Path
 
 from lightune.errors import InputError
@@ -23,8 +24,21 @@ TENSOR_BLOCKS = {
 }
 
 
+@dataclass(frozen=True)
+class GGUFFacts:
+    """architecture: `general.architecture`. split: `tokenizer.ggml.pre`, how texts are split into words, "" where the file says nothing."""
+
+    architecture: str
+    split: str
+
+
 def read_gguf_architecture(path: Path) -> str:
-    """The value of `general.architecture`, after the whole header was read and every tensor was found to lie inside the file.
+    """The architecture that `read_gguf` finds."""
+    return read_gguf(path).architecture
+
+
+def read_gguf(path: Path) -> GGUFFacts:
+    """What a GGUF file says of itself, after the whole header was read and every tensor was found to lie inside the file.
 
     Raises:
         InputError: the file is no GGUF file, is of a version that nobody writes any more, or is truncated.
@@ -43,12 +57,12 @@ def read_gguf_architecture(path: Path) -> str:
             )
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
-                architecture, end = _Cursor(data, path).read()
+                facts, end = _Cursor(data, path).read()
             except EOFError:
                 raise _truncated(path, size, "more") from None
     if end > size:
         raise _truncated(path, size, f"{end:,} bytes")
-    return architecture
+    return facts
 
 
 def check_safetensors(path: Path) -> None:
@@ -85,20 +99,20 @@ class _Cursor:
     def __init__(self, data: mmap.mmap, path: Path) -> None:
         self.data, self.path, self.at = data, path, 8
 
-    def read(self) -> tuple[str, int]:
-        """The architecture, and where the last tensor ends in bytes from the file's start."""
+    def read(self) -> tuple[GGUFFacts, int]:
+        """The facts, and where the last tensor ends in bytes from the file's start."""
         tensors, pairs = self.number(8), self.number(8)
-        architecture, alignment = "", 32
+        texts, alignment = {b"general.architecture": "", b"tokenizer.ggml.pre": ""}, 32
         for _ in range(pairs):
             key, kind = self.text(), self.number(4)
-            if key == b"general.architecture" and kind == _STRING:
-                architecture = self.text().decode("utf-8", "replace")
+            if key in texts and kind == _STRING:
+                texts[key] = self.text().decode("utf-8", "replace")
             elif key == b"general.alignment" and kind == 4:
                 alignment = self.number(4) or 32
             else:
                 self.skip(kind)
         ends = [self.tensor_end() for _ in range(tensors)]
-        return architecture, -(-self.at // alignment) * alignment + max(ends, default=0)
+        return GGUFFacts(*texts.values()), -(-self.at // alignment) * alignment + max(ends, default=0)
 
     def tensor_end(self) -> int:
         self.text()

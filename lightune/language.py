@@ -35,7 +35,7 @@ JUDGED_ROWS = 256  # most development rows whose loss is measured at an evaluati
 JUDGED_TOKENS = 4096  # tokens of a pass
 COMPARED_ROWS, COMPARED_PROMPTS = 64, 50  # held-out rows and questions by which an export is compared with its model
 # Options of training that have no meaning for the loss of tokens, and the value that leaves them alone.
-WITHOUT = {"label_smoothing": 0.0, "class_weights": "none", "r_drop": 0.0, "contrast": 0, "unlabelled": None}
+WITHOUT = {"label_smoothing": 0.0, "class_weights": "none", "r_drop": 0.0, "contrast": 0, "self_training": 0}
 
 
 @dataclass(frozen=True)
@@ -69,28 +69,20 @@ def prepare(recipe: Recipe, source: Any, watch: Watch = lambda fact: None) -> Su
     model = models.start_language(base, Generate(Answers("generate", ())), max_length=LONGEST, template=template)
     method = make_method(recipe.method)
     model.encoder.max_length = longest_text(recipe, model, getattr(method, "taken", 0))
-    rows, ledgers = {}, {}
-    for name, part in parts.items():
-        found, ledger = supervise(model.chat, model.encoder, part, max_length=model.encoder.max_length, too_long=recipe.data.too_long)  # type: ignore[arg-type]
-        rows[name], ledgers[name] = found, ledger.to_dict()
-        for sentence in ledger.told:
-            watch(Told(f"{name}: {sentence}", "warning" if sentence in ledger.warnings else "note"))
+    rows, ledgers = _supervise(parts, model, recipe, watch)
     if hasattr(method, "plan"):
         method = method.plan(model, ())
     torch.manual_seed(recipe.train.seed)
     model.apply(method)
     if not model.trainable():
         raise InputError(f"{recipe.method} trains nothing of {recipe.model}, whose head is its token table. Use lora, full or freeze.")
-    cut = sum(ledger["cut_tokens"] for ledger in ledgers.values())
-    return Supervision(
-        train=parts["train"],  # type: ignore[arg-type]
-        dev=parts.get("dev", []),  # type: ignore[arg-type]
-        test=parts.get("test", []),  # type: ignore[arg-type]
-        model=model,
-        facts={**facts, "ledger": ledgers},
-        truncated_tokens=cut,
-        rows=rows,
-    )
+    return _gather(parts, model, facts, rows, ledgers)
+
+
+def attend(model: Model, recipe: Recipe, source: Any, watch: Watch = lambda fact: None) -> Supervision:
+    """The data of a recipe for a model that was trained on them."""
+    parts, facts = _read(recipe, source, watch)
+    return _gather(parts, model, facts, *_supervise(parts, model, recipe, watch))
 
 
 def open_training(prepared: Supervision, options: TrainOptions) -> Training:
@@ -228,6 +220,28 @@ def draw_samples(prepared: Supervision, recipe: Recipe, step: int) -> Samples | 
         for (prompt, reference), one in zip(asked, made, strict=True)
     ]
     return Samples(step, tuple(rows))
+
+
+def _supervise(
+    parts: Mapping[str, Conversations], model: Model, recipe: Recipe, watch: Watch
+) -> tuple[dict[str, list[Supervised]], dict[str, dict[str, int]]]:
+    """The rows of every part, and the counts of what became of them."""
+    rows, ledgers = {}, {}
+    length, policy = model.encoder.max_length, recipe.data.too_long
+    for name, part in parts.items():
+        rows[name], ledger = supervise(model.chat, model.encoder, part, max_length=length, too_long=policy)  # type: ignore[arg-type]
+        ledgers[name] = ledger.to_dict()
+        for sentence in ledger.told:
+            watch(Told(f"{name}: {sentence}", "warning" if sentence in ledger.warnings else "note"))
+    return rows, ledgers
+
+
+def _gather(
+    parts: Mapping[str, Any], model: Model, facts: dict[str, Any], rows: Mapping[str, Sequence[Supervised]], ledgers: Mapping[str, Any]
+) -> Supervision:
+    cut = sum(ledger["cut_tokens"] for ledger in ledgers.values())
+    named: dict[str, Any] = {name: parts.get(name, []) for name in ("train", "dev", "test")}
+    return Supervision(**named, model=model, facts={**facts, "ledger": dict(ledgers)}, truncated_tokens=cut, rows=rows)
 
 
 def _read(recipe: Recipe, source: Any, watch: Watch) -> tuple[dict[str, Conversations], dict[str, Any]]:

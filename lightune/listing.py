@@ -11,9 +11,10 @@ from typing import Any
 
 from lightune import sources
 from lightune.errors import unknown
-from lightune.exports import EXPORTS
+from lightune.exports import EXPORTS, GENERATIVE
 from lightune.methods import METHODS
 from lightune.requirements import NEEDED
+from lightune.tasks import GENERATIVE as GENERATIVE_TASKS
 from lightune.tasks import TASKS
 
 Table = tuple[str, list[str], list[list[Any]]]
@@ -65,7 +66,9 @@ def _data() -> Table:
 
 
 def _tasks() -> Table:
-    found = [(name, getattr(importlib.import_module(f"lightune.tasks.{name}"), title)) for name, title in TASKS.items()]
+    found = [
+        (name, getattr(importlib.import_module(f"lightune.tasks.{name}"), title)) for name, title in {**TASKS, **GENERATIVE_TASKS}.items()
+    ]
     return (
         "Tasks",
         ["name", "main metric", "what"],
@@ -86,4 +89,5 @@ def _methods() -> Table:
 
 
 def _targets() -> Table:
-    return "Export targets", ["name", "what"], [[name, target.help] for name, target in EXPORTS.items()]
+    helps = {**{name: target.help for name, target in EXPORTS.items()}, **{name: target.help for name, target in GENERATIVE.items()}}
+    return "Export targets", ["name", "what"], [[name, help] for name, help in helps.items()]

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, pre_tokenizers
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -36,6 +36,7 @@ from transformers.utils import logging as transformers_logging
 
 from lightune import __version__, architectures, kernels, sources
 from lightune.errors import InputError, IntegrityError
+from lightune.headers import read_gguf
 from lightune.methods import METHODS, find_method, method_name
 from lightune.networks import LanguageNetwork, Network, tensors
 from lightune.options import as_dict, build, format_spec
@@ -420,6 +421,7 @@ def load_language_model(source: sources.Source) -> torch.nn.Module | None:
     return None if report["missing_keys"] else found.eval()
 
 
+DIGITS_APART = ("smollm", "refact", "starcoder", "command-r", "codeshell")  # how GGUF files call tokenizers that split every digit off
 WITH_POOLER = ("bert", "roberta", "xlm-roberta", "camembert", "albert", "mpnet", "data2vec-text", "ernie")  # their poolers are never used
 TWO_STACKS = ("t5", "mt5", "umt5")  # only their encoders are used
 OWN_ATTENTION = (
@@ -488,6 +490,10 @@ def _load_tokenizer(source: sources.Source) -> tuple[PreTrainedTokenizerFast, in
     if not isinstance(found, PreTrainedTokenizerFast):
         raise InputError(
             f"The tokenizer of {source.name!r} is {type(found).__name__}, which has no fast form. Choose a base with a tokenizer.json."
+        )
+    if source.file and read_gguf(source.folder / source.file).split in DIGITS_APART:  # transformers forgets it
+        found.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
     pad = found.pad_token_id if found.pad_token_id is not None else found.eos_token_id
     return found, int(pad or 0)

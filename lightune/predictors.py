@@ -15,14 +15,17 @@ from lightune.costs import measure_probes
 from lightune.costs.measuring import PROBES
 from lightune.data import Example, read, read_parts
 from lightune.data.columns import part_name
-from lightune.data.conversations import read_conversations
+from lightune.data.conversations import read_conversation_parts, read_conversations
 from lightune.errors import InputError, MissingExtra
+from lightune.language_evaluation import evaluate_generation
+from lightune.recipes import AnswerOptions
 from lightune.runtime.generation import GenerationOptions, Message
 from lightune.runtime.manifest import read_json
 
 CHUNK = 512  # rows answered at a time
 WRITTEN = 32  # answers written at a time
 GENERATE = "generate"
+READING = ("shape", "prompt", "completion", "system", "delimiter", "encoding", "limit")
 BENCH_ROWS = 256
 SENTENCE = "How can I find out where my new card is and when it will arrive at my house"
 
@@ -171,6 +174,31 @@ def _write(
         remaining = iter(prompts)
         while block := list(islice(remaining, 1 if not file and not texts and sys.stdin.isatty() else WRITTEN)):
             yield from (dataclasses.asdict(made) for made in generator.generate(block, options))
+    finally:
+        generator.close()
+
+
+def evaluate_written(generator: Any, data: Any, *, part: str | None = None, **options: Any) -> dict[str, Any]:
+    """The scores of a generator's greedy answers to the questions of a data set; see `language_evaluation.evaluate_generation`.
+
+    options: those of reading (shape, prompt, completion, system, ...) and of `recipes.AnswerOptions` (max_tokens, score_rows, metrics).
+    """
+    asked = AnswerOptions(**{name: options.pop(name) for name in ("max_tokens", "score_rows") if name in options})
+    metrics = tuple(options.pop("metrics", ()))
+    how = {name: options[name] for name in READING if name in options}
+    parts = read_conversation_parts(sources.locate_data(data), **how)
+    chosen = part_name(part) if part else next(iter(parts)) if len(parts) == 1 else "test"
+    if chosen not in parts:
+        raise InputError(f"{data} has no part {part or 'test'!r}; it has {', '.join(parts)}. Name one with --part.")
+    try:
+        return evaluate_generation(
+            generator,
+            [row for row in parts[chosen] if row.messages],
+            options=GenerationOptions(max_tokens=asked.max_tokens),
+            metrics=metrics or None,
+            limit=asked.score_rows or None,
+            part=part or "data",
+        )
     finally:
         generator.close()
 

@@ -82,6 +82,13 @@ class TrainOptions:
     gradient_checkpointing: bool = option(
         False, "compute activations twice, to keep only those between blocks: less memory, a third slower"
     )
+    self_training: int = option(
+        0,
+        "rounds in which the model says what the unlabelled rows mean (those of the data, and of --unlabelled) and one that begins anew "
+        "learns from what it was sure of; a round is kept where the development score rises",
+        low=0,
+        high=5,
+    )
     clip: float = option(1.0, "largest norm of the gradient; 0 switches clipping off", low=0.0)
     patience: int | None = option(None, "stop after this many evaluations without improvement; never by default", low=1)
     metric: str | None = option(None, "metric on the development data that chooses the best weights; the task's own by default")

@@ -11,6 +11,7 @@ import dataclasses
 import inspect
 import re
 import sys
+import typing
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import lightune
 from lightune import benchmarking, cli, exporting, fitting, methods, recipes, runtime, tasks
-from lightune.exports import EXPORTS
+from lightune.exports import EXPORTS, GENERATIVE
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference.md"
@@ -60,6 +61,9 @@ RUN_KEYS = {
     "learned": "false where an alarm was raised",
     "alarms": "sentences about a run that did not learn",
     "reference": "the model in PyTorch on one thread, measured as artefacts are",
+    "self_training": "with `--self-training`: what every round did",
+    "loss_before": "generate: the loss of development answers before training; null without such rows",
+    "ledger": "generate: what became of the rows of each part, see `supervision.Ledger`",
     "choice": "with `--method auto`: the trials, and why the method was chosen",
 }
 ARTIFACT_KEYS = {
@@ -68,6 +72,7 @@ ARTIFACT_KEYS = {
     "sha256": "sha256 of its manifest.json",
     "parity": "`max_abs`: largest difference of a logit; `agree`: share of equal answers; `rows`: on how many development rows",
     "scores": "the test scores of the exported file, as in `scores` above; null without labelled rows",
+    "spared": "matrices and tables that have more bits than the target says, because the plain file did not answer as its model does",
     "kept": "its main score divided by the model's; null where that is not possible",
 }
 MEASURED_KEYS = {
@@ -152,13 +157,13 @@ def _type_name(hint: Any) -> str:
 
 def _options() -> Iterator[str]:
     yield "\n## Options\n\nWhat a recipe file (TOML), a flag of `fit` and a keyword of `lightune.fit` are called. A flag has `-` for `_`."
-    for cls, place in ((recipes.Recipe, "top of the recipe"), (recipes.DataOptions, "`[data]`"), (recipes.TrainOptions, "`[train]`")):
+    for cls, place in ((recipes.Recipe, "top of the recipe"), (recipes.DataOptions, "`[data]`"), (recipes.TrainOptions, "`[train]`"), (recipes.AnswerOptions, "`[answers]`")):
         yield f"\n### {cls.__name__}: {place}\n"
         yield _table(("option", "type", "default", "bounds", "meaning"), list(_option_rows(cls)))
 
 
 def _option_rows(cls: type) -> Iterator[tuple[str, ...]]:
-    hints = inspect.get_annotations(cls, eval_str=True)
+    hints = typing.get_type_hints(cls)
     for item in dataclasses.fields(cls):
         if "help" in item.metadata:
             default = "" if item.default in (None, "", ()) else f"`{_plain(item.default)}`"
@@ -187,13 +192,13 @@ def _methods() -> Iterator[str]:
 
 def _tasks() -> Iterator[str]:
     yield "\n## Tasks\n"
-    found = {name: tasks.find_task(name) for name in tasks.TASKS}
+    found = {name: tasks.find_task(name) for name in {**tasks.TASKS, **tasks.GENERATIVE}}
     yield _table(("task", "main metric", "what"), [(f"`{name}`", f"`{cls.primary}`", _first_line(cls)) for name, cls in found.items()])
 
 
 def _targets() -> Iterator[str]:
     yield "\n## Export targets\n"
-    yield _table(("target", "what"), [(f"`{name}`", target.help) for name, target in EXPORTS.items()])
+    yield _table(("target", "what"), [(f"`{name}`", target.help) for name, target in {**EXPORTS, **GENERATIVE}.items()])
     yield "How each is checked: [export and runtime](export-and-runtime.md).\n"
 
 

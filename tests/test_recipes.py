@@ -6,7 +6,7 @@ import pytest
 
 from lightune.errors import InputError
 from lightune.recipes import SECTIONS, TASK_NAMES, DataOptions, Recipe, TrainOptions, format_recipe, read_recipe, resolve
-from lightune.tasks import TASKS
+from lightune.tasks import GENERATIVE, TASKS
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults() -> None:
@@ -70,4 +70,4 @@ def test_every_option_has_help_and_its_own_name() -> None:
 
 
 def test_the_tasks_that_can_be_asked_for_are_those_that_exist() -> None:
-    assert set(TASK_NAMES) == set(TASKS)
+    assert set(TASK_NAMES) == set(TASKS) | set(GENERATIVE)

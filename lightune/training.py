@@ -152,7 +152,7 @@ class Training:
         rows = train if isinstance(train, Rows) else Rows.of(model, train, options.class_weights == "balanced")
         self.encoded, self.targets, self.weights = rows.encoded, rows.targets, rows.weights
         self.lengths = np.array([len(ids) for ids in self.encoded.ids])
-        self.judge: Judge = judge or LabelJudge(model, dev, self.targets)
+        self.judge: Judge = LabelJudge(model, dev, self.targets) if judge is None else judge  # one without rows is false
         self.step_size = options.batch_size * self.accelerator.num_processes
         self.steps_per_epoch = math.ceil(len(self.lengths) / self.step_size)
         self.total: int  # steps until the end, and those that were planned

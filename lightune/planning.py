@@ -12,6 +12,7 @@ from itertools import product, zip_longest
 from typing import Any, Protocol
 
 from lightune.costs import Shape
+from lightune.steps import make_step, step_name
 
 SHARES = (1.0, 0.75, 0.5, 1 / 3, 0.25, 1 / 6)  # of heads (with the hidden size) and of feed-forward neurons
 NEURON_STEP = 32  # feed-forward sizes are multiples of it
@@ -50,6 +51,7 @@ class Candidate:
     steps: specs of shrink steps in the order in which they are applied. target: the export's spec.
     bytes, milliseconds, resident: predicted. damage: expected loss, from 0 (none) to 1.
     follows: the number of the candidate that this one goes on from, trained with the roundings of its target; None for others.
+    stages: in how many it is cut, with training between.
     """
 
     shape: Shape
@@ -60,6 +62,7 @@ class Candidate:
     resident: int
     damage: float
     follows: int | None = None
+    stages: int = 1
 
     @property
     def name(self) -> str:
@@ -68,8 +71,16 @@ class Candidate:
         if not shape.layers:
             return f"static · {shape.hidden} dimensions · {shape.vocabulary:,} tokens · {shape.tables}-bit tables"
         layers = f"{shape.layers} layer{'s' * (shape.layers > 1)}"
-        aware = " · trained rounded" * (self.follows is not None)
+        aware = " · trained rounded" * (self.follows is not None) + f" · in {self.stages} stages" * (self.stages > 1)
         return f"{layers} · hidden {shape.hidden} · ffn {shape.ffn} · {shape.vocabulary:,} tokens · {shape.tables}-bit tables{aware}"
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A stretch of one candidate's training, and its weight in the time that is left for it and those to come."""
+
+    stage: str
+    weight: float
 
 
 def enumerate_candidates(base: Shape, costs: Costs, lose: Lose, vocabularies: Sequence[int], percentile: int = 50) -> Iterator[Candidate]:
@@ -152,19 +163,55 @@ def on_front(points: Sequence[Mapping[str, Any]]) -> list[bool]:
     return [not any(beats(one, point) for one in points) for point in points]
 
 
-def share_time(seconds: float, count: int) -> dict[str, float]:
-    """Seconds for each candidate of the first rung, each of the second, and the winner: successive halving (Jamieson and Talwalkar 2016).
+def plan_rungs(still: int, regular: int, *, gradual: bool = False) -> list[Rung]:
+    """The rungs of a search in their order: successive halving (Jamieson and Talwalkar 2016), where half of the time goes to the winner.
 
-    Half goes to the winner. With one candidate it gets everything.
+    Args:
+        still: static students. regular: other candidates, at least one; one alone gets everything at once.
+        gradual: whether the best one also has a twin that is cut in stages.
     """
-    if count == 1:
-        return {"first": 0.0, "second": 0.0, "winner": seconds}
-    second = 2 if count > 2 else 0
-    return {
-        "first": seconds * 0.3 / count,
-        "second": seconds * 0.2 / second if second else 0.0,
-        "winner": seconds * (0.5 if second else 0.7),
-    }
+    first = [Rung("first", 0.3 / regular)] * (regular if regular > 1 or gradual else 0)
+    second = [Rung("second", 0.1)] * (2 if regular > 2 else 0)
+    twin = [Rung("gradual", 0.1 + 0.3 / regular)] if gradual else []
+    winner = [Rung("winner", 1.0 - sum(rung.weight for rung in (*first, *second))), Rung("rounded", 0.1)]
+    return [*[Rung("static", 0.06)] * still, *first, *second, *twin, *winner]
+
+
+def share_time(seconds: float, overhead: float, rungs: Sequence[Rung]) -> float:
+    """Seconds of training for the first of the rungs that are to come within some seconds, each with the same overhead beside its training."""
+    return (seconds - overhead * len(rungs)) * rungs[0].weight / sum(rung.weight for rung in rungs)
+
+
+def divide_steps(base: Shape, steps: Sequence[str], stages: int) -> list[list[str]]:
+    """Steps in stages: what cuts layers, heads, neurons or dimensions goes the same factor in each, the rest is done in the last.
+
+    Raises:
+        InputError: a step that does not exist.
+    """
+    sizes = {"depth": base.layers, "heads": base.heads, "ffn": base.ffn, "hidden": base.hidden}
+    divided: list[list[str]] = []
+    for stage in range(1, stages):
+        specs = []
+        for spec in steps:
+            step = make_step(spec)
+            name = step_name(step)
+            whole = sizes.get(name, 0)
+            least = step.keep * whole if step.keep < 1 else step.keep
+            if whole and least < (count := round(whole ** (1 - stage / stages) * least ** (stage / stages))) < whole:
+                specs.append(f"{name}={count}")
+        if specs and specs not in divided:
+            divided.append(specs)
+    return [*divided, [_absolute(spec, sizes) for spec in steps]]
+
+
+def _absolute(spec: str, sizes: Mapping[str, int]) -> str:
+    """A spec whose share is that of the base, told as a count, so that it means the same after an earlier stage."""
+    step = make_step(spec)
+    name = step_name(step)
+    if name not in sizes or step.keep >= 1:
+        return spec
+    others = [part for part in spec.partition(":")[2].split(",") if part and not part.startswith("keep=")]
+    return ":".join(filter(None, [f"{name}={max(1, round(step.keep * sizes[name]))}", ",".join(others)]))
 
 
 def _best_of_each_depth(known: Sequence[Candidate], limits: Mapping[str, float]) -> list[Candidate]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightune import benchmarking, distillation, exporting, exports, importance, metrics, models, planning, probes, students
+from lightune import benchmarking, distillation, exporting, exports, importance, models, planning, probes, proving, students
 from lightune.costs import CostTable, Shape
 from lightune.costs.measuring import stretch_text
 from lightune.data import Example, read, split
@@ -30,7 +30,7 @@ from lightune.planning import Candidate
 from lightune.precision import FP32
 from lightune.preparation import Interrupted, Told, Watch, read_all, stop_on_signals
 from lightune.recipes import Budget, Recipe, parse_seconds, read_recipe, resolve
-from lightune.reports import write_card, write_front_csv, write_report
+from lightune.reports import write_front_csv
 from lightune.runs import Run, full_disk_told, open_run
 from lightune.runtime import load as load_artifact
 from lightune.simulation import simulated
@@ -44,20 +44,27 @@ if TYPE_CHECKING:
 SECONDS = 1200.0  # of a search, where none are given
 COUNT = 4  # candidates of the first rung
 LESSON_SHARE = 0.1  # of the time that the teacher may read augmented rows
+FIRST_SHARE = 0.3  # of the time left when the candidates are planned, for their first rungs; of each, half may be overhead
 DEV_SHARE, MOST_DEV = 0.1, 1000  # rows held out where the run has no development data; most rows that choose
 STATIC_SECONDS = 60.0
 STATIC_WIDTH = 128
 ALLOWED_LOSS = 0.003  # of the development score by quantization, before it is trained for
-AWARE_SHARE = 0.1  # of the time for that training
 AGREE = 0.99  # share of answers that mixed precision should leave as they are
 CHECKPOINT_SECONDS = 30.0
-EXPORT_SECONDS = 12.0  # what exporting, comparing and timing one candidate takes, about
-LATE = 1.5  # times the planned seconds after which a rung is cut short
+LEAST_SECONDS = 1.0  # of a rung that is worth its overhead
+MIDDLE_SHARE = 1 / 3  # of a rung's time for larger students on the way
+PACES, TELLING = (0.5, 3.0), 5.0  # between which a forecast of steps is corrected, by rungs of so many seconds or more
+MEASURED = ("milliseconds", "examples_per_second", "resident_bytes", "bytes")
+OVERHEAD_SECONDS = 12.0  # what making, exporting, comparing and timing one candidate takes, until that was measured
+REPORT_SECONDS = 3.0  # for the report and the card
+FASTER = 5  # an artefact answers at least so many times as fast as the run's model
+SPARE = 0.95  # of the seconds of a rung, until it is known by how much forecasts of steps are wrong here
+LATE = 0.02  # of the whole time by which a rung may be longer than planned before it is cut short
+LARGE_CUT = 0.25  # of the work of the blocks, at most: students that small may come by way of a larger one
 NEAR = 1.1  # times the predicted milliseconds beyond which a time is taken again
 LOOKS = 4  # more times at most
 ROOM = 1000  # tokens for characters and common words that the data happen to lack
 INT8 = "onnx-int8"
-SMALL = "small"  # the chosen artefact's name
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,7 @@ class Ground:
     unlabelled: Sequence[Example]
     teachers: tuple[Model, ...]
     reference: dict[str, Any]
+    reading: float  # seconds in which the model answers the rows of the proof
 
 
 def shrink(
@@ -112,18 +120,22 @@ def shrink(
 
 
 def take_point(run: Run, number: int, watch: Watch = lambda fact: None) -> Run:
-    """Make a point of an earlier search's front the run's small artefact, and prove it.
+    """Make a point of an earlier search's front the run's small artefact. It was scored and timed at the end of the search: no data are read.
 
     Raises:
-        InputError: there was no search, or it has no such point.
+        InputError: there was no search that came to its end, or it has no such point.
     """
     if not (run.folder / "search.json").exists():
         raise InputError(f"{run.folder} holds no search to take a point from. Search first: lightune shrink {run.folder} --keep 0.99")
-    settings = run.read("search.json")["settings"]
-    sections = {name: {key: value for key, value in settings[name].items() if value is not None} for name in ("budget", "distill")}
-    recipe = resolve({**read_recipe(run.folder / "recipe.toml"), **sections}, {})
-    found = Search(survey(run, recipe, watch), watch, settings["steps"])
-    prove(found, watch, number)
+    state = run.read("search.json")
+    point = next((point for point in state["points"] if point["id"] == number), None)
+    if point is None:
+        known = ", ".join(str(point["id"]) for point in state["points"])
+        raise InputError(f"There is no point {number} on the front of {run.folder}. Known: {known}.")
+    if "proof" not in point:
+        raise InputError(f"The search of {run.folder} has not come to its end. Let it go on with the command that began it.")
+    watch(Told(f"Taking candidate {number}: {point['name']}"))
+    proving.crown(run, point, Budget(**state["settings"]["budget"]).limits)
     return run
 
 
@@ -138,11 +150,12 @@ def search(
     watch: Watch = lambda fact: None,
 ) -> Run:
     """Search, or go on with a search, in a finished run; see `shrink`."""
+    begin = time.monotonic()
     for spec in steps:
         make_step(spec)
     exports.find_export(to)
     ground = survey(run, recipe, watch, data)
-    found = Search(ground, watch, steps, epochs, to)
+    found = Search(ground, watch, steps, epochs, to, begin)
     with stop_on_signals(found) as caught:
         found.run()
     if found.stopping:
@@ -182,15 +195,27 @@ def survey(run: Run, recipe: Recipe, watch: Watch, data: Any = None) -> Ground:
     facts = record.get("reference") or exporting.measure_reference(model, rows, run.model)
     primary = model.task.primary
     score = evaluate(model, dev, part="dev", resamples=0)[primary]
-    on_test = evaluate(model, test, resamples=0)[primary] if len(test) else None
-    reference = {"bytes": facts["bytes"], "milliseconds": facts["milliseconds"]["p50"], "score": score, "test": on_test}
-    return Ground(run, recipe, model, train, dev, test, more, teachers, reference)
+    begin = time.monotonic()
+    found = evaluate(model, rows, resamples=0)[primary]
+    reading = time.monotonic() - begin
+    reference = {
+        "bytes": facts["bytes"], "milliseconds": facts["milliseconds"]["p50"], "score": score, "test": found if len(test) else None
+    }  # fmt: skip
+    return Ground(run, recipe, model, train, dev, test, more, teachers, reference, reading)
 
 
 class Search:
     """Candidates, rungs and what came out of them; every result is written before the next begins."""
 
-    def __init__(self, ground: Ground, watch: Watch, steps: Sequence[str] = (), epochs: float | None = None, to: str = INT8) -> None:
+    def __init__(
+        self,
+        ground: Ground,
+        watch: Watch,
+        steps: Sequence[str] = (),
+        epochs: float | None = None,
+        to: str = INT8,
+        begin: float | None = None,
+    ) -> None:
         self.ground, self.watch, self.epochs, self.target = ground, watch, epochs, to
         self.budget: Budget = ground.recipe.budget
         self.limits = self.budget.limits
@@ -199,7 +224,8 @@ class Search:
         self.stopping = False
         self.lessons: dict[str | None, students.Lesson] = {}
         self.state = self._open_state()
-        self.begun = time.monotonic() - self.state["seconds"]
+        self.begun = (time.monotonic() if begin is None else begin) - self.state["seconds"]
+        self.rungs: list[planning.Rung] = []  # that are still to come
 
     @property
     def points(self) -> list[dict[str, Any]]:
@@ -220,18 +246,23 @@ class Search:
         if not self.state["candidates"]:
             self._plan()
         known = self._known()
-        regular = [number for number, item in enumerate(known) if item.shape.layers and item.follows is None]
-        for number in [number for number, item in enumerate(known) if not item.shape.layers]:
-            self._train(number, known[number], "static", min(STATIC_SECONDS, self.seconds / 10))
-        left = self.seconds - self.state["planned"] - STATIC_SECONDS - EXPORT_SECONDS * (len(regular) + 3)
-        times = planning.share_time(max(left, 1.0), len(regular))
-        for number in regular if times["first"] else ():
-            self._train(number, known[number], "first", times["first"])
-        for number in self._best(regular, 2) if times["second"] else ():
-            self._train(number, known[number], "second", times["second"])
+        gradual = self.ground.recipe.distill.stages > 1 and not self.steps
+        stages = 1 if gradual else self.ground.recipe.distill.stages  # of those that no other candidate led to
+        still = [number for number, item in enumerate(known) if not item.shape.layers]
+        regular = [number for number, item in enumerate(known) if item.shape.layers and item.follows is None and item.stages == stages]
+        self.rungs = planning.plan_rungs(len(still), len(regular), gradual=gradual)
+        for number in still:
+            self._train(number, known[number], "static")
+        for number in regular if len(regular) > 1 or gradual else ():
+            self._train(number, known[number], "first")
+        for number in self._best(regular, 2) if len(regular) > 2 else ():
+            self._train(number, known[number], "second")
+        if gradual and not self.stopping:
+            regular += self._try_stages(regular)
         for number in self._best(regular, 1) or regular[:1]:
-            aware = AWARE_SHARE * self.seconds if self._suffers(number) else 0.0
-            self._train(number, known[number], "winner", max(times["winner"] / 2, self.seconds - self.elapsed - 3 * EXPORT_SECONDS - aware))
+            if not self._suffers(number):
+                self.rungs = [rung for rung in self.rungs if rung.stage != "rounded"]
+            self._train(number, self._known()[number], "winner")
             if self._suffers(number) and not self.stopping:
                 self._train_rounded(number)
 
@@ -246,17 +277,36 @@ class Search:
 
     def _train_rounded(self, number: int) -> None:
         """Go on from a candidate with its matrices rounded as its file rounds them, as a candidate of its own."""
-        known = self._known()
-        rounded = next((place for place, item in enumerate(known) if item.follows == number), len(known))
-        if rounded == len(known):
-            target = next(point["target"] for point in self.state["points"] if point["id"] == number)
-            known.append(dataclasses.replace(known[number], follows=number, target=target))
-            self.state["candidates"].append(dataclasses.asdict(known[-1]))
-            folders = [self.ground.run.folder / "candidates" / str(place) / "model" for place in (number, rounded)]
+        target = next(point["target"] for point in self.state["points"] if point["id"] == number)
+        rounded = self._derive(dataclasses.replace(self._known()[number], follows=number, target=target))
+        folders = [self._folder(place) / "model" for place in (number, rounded)]
+        if f"{rounded}/rounded" not in self.state["running"]:
             with full_disk_told(folders[1]):
                 shutil.copytree(folders[0], folders[1], dirs_exist_ok=True)
-            self._write_state()
-        self._train(rounded, known[rounded], "rounded", AWARE_SHARE * self.seconds)
+        self._train(rounded, self._known()[rounded], "rounded")
+
+    def _try_stages(self, regular: Sequence[int]) -> list[int]:
+        """A twin of the best candidate that is cut in stages, trained as long as it was; none where the cut is not large."""
+        for number in self._best(regular, 1):
+            base, item = Shape.of(self.ground.model), self._known()[number]
+            if item.shape.layers * item.shape.block_weights <= LARGE_CUT * base.layers * base.block_weights:
+                twin = self._derive(dataclasses.replace(item, stages=self.ground.recipe.distill.stages))
+                self._train(twin, self._known()[twin], "gradual")
+                return [twin]
+        return []
+
+    def _derive(self, candidate: Candidate) -> int:
+        """The number of a candidate that was made of another, written down where it is not yet."""
+        known = self._known()
+        if candidate not in known:
+            self.state["candidates"].append(dataclasses.asdict(candidate))
+            self.write_state()
+            return len(known)
+        return known.index(candidate)
+
+    def _folder(self, number: int) -> Path:
+        """Where a candidate's model, checkpoints and artefact lie."""
+        return self.ground.run.folder / "candidates" / str(number)
 
     def _plan(self) -> None:
         """The candidates that are worth training, written down before the first begins."""
@@ -274,7 +324,8 @@ class Search:
             rank = int(self.budget.percentile.removeprefix("p"))
             known = list(planning.enumerate_candidates(base, costs, _loser(found, counts), vocabulary_sizes(model, counts), rank))
             sizes = (self.ground.reference["bytes"], self.ground.reference["milliseconds"])
-            chosen = planning.choose(known, self.limits, sizes, COUNT)
+            count = int(FIRST_SHARE * self._left / (2 * OVERHEAD_SECONDS))
+            chosen = planning.choose(known, self.limits, sizes, min(COUNT, max(1, count)))
             if chosen and planning.excess(chosen[0], self.limits) > 1:
                 self.watch(Told("No shape is predicted to hold the limits; the nearest is tried.", "warning"))
             width = min(STATIC_WIDTH, base.hidden)
@@ -285,12 +336,11 @@ class Search:
         for number, item in enumerate(chosen if not self.steps else ()):
             self.watch(Told(f"Candidate {number}: {item.name}, expected {item.bytes / 1e6:.1f} MB and {item.milliseconds:.2f} ms"))
         self.state["candidates"] = [dataclasses.asdict(item) for item in chosen]
-        self.state["planned"] = self.elapsed
-        self._write_state()
+        self.write_state()
 
     def _named(self, base: Shape) -> Candidate:
         """The candidate that named steps make."""
-        return Candidate(base, self.steps, self.target, 0, 0.0, 0, 0.0)
+        return Candidate(base, self.steps, self.target, 0, 0.0, 0, 0.0, stages=self.ground.recipe.distill.stages)
 
     def _costs(self) -> CostTable:
         if self.budget.table:
@@ -300,52 +350,120 @@ class Search:
             length=self.budget.bench_length, tell=lambda text: self.watch(Told(text)),
         )  # fmt: skip
 
-    def _train(self, number: int, candidate: Candidate, stage: str, seconds: float) -> None:
-        """Train one candidate for some time, unless that was done before; then export and score it."""
+    @property
+    def _left(self) -> float:
+        """Seconds until the proof must begin."""
+        proof = self.ground.reading * (1 + (len(self.state["candidates"]) + 1) / FASTER) + self._overhead + REPORT_SECONDS
+        return self.seconds - self.elapsed - proof
+
+    @property
+    def _overhead(self) -> float:
+        """Seconds that a rung takes beside its training, as the last ones did."""
+        return max(self.state["overheads"][-3:], default=OVERHEAD_SECONDS)
+
+    def _share(self, stage: str) -> float:
+        """Seconds of training for a rung that begins, which then no longer counts among those to come."""
+        place = next((place for place, rung in enumerate(self.rungs) if rung.stage == stage), len(self.rungs))
+        rungs = self.rungs[place:] or [planning.Rung(stage, 1.0)]
+        del self.rungs[: place + 1]
+        seconds = planning.share_time(self._left, self._overhead, rungs)
+        return min(seconds, STATIC_SECONDS) if stage == "static" else seconds
+
+    def _train(self, number: int, candidate: Candidate, stage: str) -> None:
+        """Train one candidate for its share of the time, unless that was done before; then export and score it."""
         name = f"{number}/{stage}"
         if self.stopping or name in self.state["done"]:
+            self._share(stage)
+            return
+        lesson = self._lesson(next((spec for spec in candidate.steps if spec.startswith("vocab")), None), candidate.shape.layers)
+        seconds = self._share(stage)
+        if seconds < LEAST_SECONDS and not self.epochs and self.state["points"]:
+            self.watch(Told(f"Candidate {number}, {stage} rung: left out, for no time is left for it"))
             return
         left = max(self.seconds - self.elapsed, 0)
         self.watch(Told(f"Candidate {number}, {stage} rung, {seconds:.0f} s: {candidate.name} · {left / 60:.0f} min of the search left"))
-        folder = self.ground.run.folder / "candidates" / str(number)
-        lesson = self._lesson(next((spec for spec in candidate.steps if spec.startswith("vocab")), None))
-        if (folder / "model" / "model.json").exists():
-            student = models.load(folder / "model")
-        else:
-            student = students.make_student(lesson, [spec for spec in candidate.steps if not spec.startswith("vocab")])
-        begin = time.monotonic()
+        begin, folder = time.monotonic(), self._folder(number)
+        student, seconds, trained = self._open(number, candidate, lesson, max(seconds, LEAST_SECONDS))
         rounding = FP32 if candidate.follows is None else exports.find_export(candidate.target).precision
         with simulated(student.network, rounding):
-            self._take_course(name, student, lesson, seconds)
+            trained += self._take_course(name, student, lesson, seconds, 1.0 if candidate.stages == 1 else 1 - MIDDLE_SHARE)
         if self.stopping:
-            self._write_state()
+            self.write_state()
             return
         with full_disk_told(folder):
             student.save(folder / "model")
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-        self._record(number, candidate, student, time.monotonic() - begin)
+        self._record(number, candidate, student, trained)
         self.state["done"].append(name)
-        self._write_state()
+        if candidate.shape.layers:
+            self.state["overheads"].append(round(time.monotonic() - begin - trained, 3))
+        self.write_state()
 
-    def _take_course(self, name: str, student: Model, lesson: students.Lesson, seconds: float) -> None:
-        """Let a student learn for some time, or go on where it was stopped; at the end it holds its best weights."""
+    def _open(self, number: int, candidate: Candidate, lesson: students.Lesson, seconds: float) -> tuple[Model, float, float]:
+        """The student that a rung goes on with; a new one comes by way of larger ones where the candidate has stages.
+
+        Returns:
+            The student, the seconds that are left of the rung, and those in which larger students were trained.
+        """
+        folder = self._folder(number)
+        if (folder / "model" / "model.json").exists():
+            return models.load(folder / "model"), seconds, 0.0
+        steps = [spec for spec in candidate.steps if not spec.startswith("vocab")]
+        if candidate.stages == 1:
+            return students.make_student(lesson, steps), seconds, 0.0
+        *middle, last = planning.divide_steps(Shape.of(lesson.teacher), steps, candidate.stages)
+        student, trained, share = lesson.teacher.copy(), 0.0, MIDDLE_SHARE / max(len(middle), 1)
+        for place, specs in enumerate(middle):
+            name, kept = f"{number}/middle {place + 1}", folder / f"middle-{place + 1}"
+            if name in self.state["done"]:
+                student = models.load(kept)
+                continue
+            students.cut(student, lesson, specs)
+            self.watch(Told(f"Candidate {number} comes by way of {' · '.join(specs)}"))
+            trained += self._take_course(name, student, lesson, seconds * share, share)
+            if self.stopping:
+                return student, seconds, trained
+            with full_disk_told(folder):
+                student.save(kept)
+            self.state["done"].append(name)
+            self.write_state()
+        return students.cut(student, lesson, last), seconds * (1 - MIDDLE_SHARE), trained
+
+    def _take_course(self, name: str, student: Model, lesson: students.Lesson, seconds: float, share: float) -> float:
+        """Let a student learn for some time, or go on where it was stopped; at the end it holds its best weights.
+
+        share: of the epochs that were asked for, where they were.
+
+        Returns:
+            Seconds of training in this sitting.
+        """
+        if self.stopping:
+            return 0.0
+        begin = time.monotonic()
         course = students.Course(
             student, lesson, self.ground.dev, self.ground.recipe.distill, self._train_options(), teachers=self.ground.teachers,
-            epochs=self.state["running"].get(name) or (self.epochs if self.steps else None), seconds=seconds,
+            epochs=self.state["running"].get(name) or (self.epochs * share if self.epochs else None), seconds=seconds / self.state["pace"],
         )  # fmt: skip
         self.state["running"][name] = course.epochs
-        self._write_state()
+        self.write_state()
         self.watch(course.forecast)
-        last = float("inf") if self.epochs else time.monotonic() + LATE * seconds + EXPORT_SECONDS
-        folder = self.ground.run.folder / "candidates" / name.partition("/")[0] / "checkpoints"
-        for fact in course.steps(folder, CHECKPOINT_SECONDS, lambda: self.stopping or time.monotonic() > last):
+        setup = time.monotonic() - begin
+        last = begin + setup + seconds + LATE * self.seconds
+        folder = self._folder(int(name.partition("/")[0])) / "checkpoints"
+        for fact in course.steps(folder, CHECKPOINT_SECONDS, lambda: self.stopping):
             self.watch(fact)
-        if not self.stopping:
-            course.training.keep_best()
+            if not self.epochs and time.monotonic() > last:
+                course.training.finish_early()
+        if self.stopping:
+            return 0.0
+        shutil.rmtree(folder, ignore_errors=True)
+        trained = time.monotonic() - begin - setup
+        if not self.epochs and course.resumed == 0 and seconds >= TELLING:
+            self.state["pace"] = round(float(np.clip(self.state["pace"] * trained / seconds, *PACES)), 4)
+        return trained
 
     def _record(self, number: int, candidate: Candidate, student: Model, seconds: float) -> None:
         """Export a student, score the file on the development rows, and put the point among the others."""
-        folder = self.ground.run.folder / "candidates" / str(number) / "artifact"
+        folder = self._folder(number) / "artifact"
         whole = evaluate(student, self.ground.dev, part="dev", resamples=0)[student.task.primary]
         entry = self._export(student, candidate, folder, whole)
         before: dict[str, Any] = next((point for point in self.state["points"] if point["id"] == number), {})
@@ -359,10 +477,11 @@ class Search:
             "kept": round(score / self.ground.reference["score"], 6) if self.ground.reference["score"] else None, "on_front": False,
             "artifact": str(folder.relative_to(self.ground.run.folder)), "seconds": round(before.get("seconds", 0.0) + seconds, 1), "parity": entry["parity"],
             "sha256": entry["sha256"], "lost": round(whole - score, 6),
+            "measured": {key: entry[key] for key in MEASURED},
         }  # fmt: skip
         if before.get("target") == point["target"]:  # of one shape in one precision the faster time is the truer: other work only slows
             point["milliseconds"] = min(point["milliseconds"], before["milliseconds"])
-        point["holds"] = {name.removeprefix("max_"): value <= limit for name, value, limit in self.costs_of(point)}
+        point["holds"] = {name.removeprefix("max_"): value <= limit for name, value, limit in proving.costs_of(self.limits, point)}
         self.state["points"] = [old for old in self.state["points"] if old["id"] != number] + [point]
         self.watch(Told(f"Candidate {number}: dev {primary} {score:.4f}, {point['bytes'] / 1e6:.2f} MB, {point['milliseconds']:.3f} ms"))
 
@@ -376,7 +495,7 @@ class Search:
             passing = folder.with_name(f"artifact-{len(target)}")
             try:
                 entry = exporting.export(
-                    student, target, passing, dev=self.ground.dev, test=self.ground.dev, name=folder.parent.name, graph=graph
+                    student, target, passing, dev=self.ground.dev, test=self.ground.dev, name=folder.parent.name, graph=graph, spares=False
                 )
             except CheckFailed as error:
                 self.watch(Told(str(error), "warning"))
@@ -432,11 +551,6 @@ class Search:
         found = benchmarking.latency(artifact, rows, batch=budget.bench_batch)
         return float(getattr(found, budget.percentile))
 
-    def costs_of(self, point: Mapping[str, Any]) -> list[tuple[str, float, float]]:
-        """Name, value and limit of each size and speed that is limited."""
-        values = {"max_mb": point["bytes"] / 1e6, "max_ms": point["milliseconds"], "max_ram": (point["resident_bytes"] or 0) / 1e6}
-        return [(name, values[name], limit) for name, limit in self.limits.items() if name in values]
-
     def _best(self, numbers: Sequence[int], count: int) -> list[int]:
         """The best of some candidates so far: those that hold the limits first, then the higher score; without limits, the smallest that keep."""
         points = [point for point in self.state["points"] if point["id"] in numbers]
@@ -444,7 +558,7 @@ class Search:
 
     def rank(self, point: Mapping[str, Any]) -> tuple[float, ...]:
         """What a point is sorted by, the best first."""
-        excess = max((value / limit for _, value, limit in self.costs_of(point)), default=0.0)
+        excess = max((value / limit for _, value, limit in proving.costs_of(self.limits, point)), default=0.0)
         wanted = self.limits.get("keep")
         kept = point["kept"] or 0.0
         if "max_mb" in self.limits or "max_ms" in self.limits or wanted is None:
@@ -459,8 +573,8 @@ class Search:
         """The run's own training options, with a rate for students and no early stop."""
         return dataclasses.replace(self.ground.recipe.train, rate=None, epochs=None, patience=None, evaluate_every=None, schedule="linear")
 
-    def _lesson(self, vocab: str | None) -> students.Lesson:
-        """What students with these tokens learn from; the teacher reads it once."""
+    def _lesson(self, vocab: str | None, layers: int) -> students.Lesson:
+        """What students with these tokens learn from; the teacher reads it once, and what those of so many layers are compared with."""
         if vocab not in self.lessons:
             ground = self.ground
             self.lessons.clear()  # one is in use at a time
@@ -476,6 +590,7 @@ class Search:
                 seconds=self.seconds * LESSON_SHARE, seed=ground.recipe.train.seed, times=self.state["times"].get(str(vocab)),
             )  # fmt: skip
             self.state["times"][str(vocab)] = self.lessons[vocab].times
+        students.observe_lesson(self.lessons[vocab], self.ground.recipe.distill, self.ground.teachers, layers)
         return self.lessons[vocab]
 
     def _open_state(self) -> dict[str, Any]:
@@ -493,15 +608,16 @@ class Search:
             raise InputError(
                 f"{self.ground.run.folder} holds a search with other settings. Take one of its points with --take ID, or forget it with --overwrite."
             )
-        empty: dict[str, Any] = {"candidates": [], "points": [], "done": [], "running": {}, "times": {}}
-        return {"settings": settings, "seconds": 0.0, "planned": 0.0, **empty}
+        empty: dict[str, Any] = {"candidates": [], "points": [], "done": [], "running": {}, "times": {}, "overheads": []}
+        return {"settings": settings, "seconds": 0.0, "pace": 1 / SPARE, **empty}
 
-    def _write_state(self) -> None:
+    def write_state(self) -> None:
+        """search.json and the front, as they stand."""
         self.state["seconds"] = self.elapsed
         self.ground.run.write("search.json", self.state)
         self.write_front()
 
-    def write_front(self, chosen: int | None = None) -> None:
+    def write_front(self) -> None:
         """front.json and front.csv: everything tried so far."""
         for point, holds in zip(self.state["points"], planning.on_front(self.state["points"]), strict=True):
             point["on_front"] = holds
@@ -509,88 +625,31 @@ class Search:
         limits: dict[str, float | None] = {name: self.limits.get(name) for name in ("max_mb", "max_ms", "max_ram", "keep")}
         facts = {
             "reference": self.ground.reference, "limits": {**limits, "time": seconds}, "points": self.state["points"],
-            "chosen": chosen, "metric": self.ground.model.task.primary,
+            "chosen": None, "metric": self.ground.model.task.primary,
         }  # fmt: skip
         self.ground.run.write("front.json", facts)
         if self.state["points"]:
             write_front_csv(self.ground.run.folder)
 
 
-def prove(search: Search, watch: Watch, take: int | None = None) -> None:
-    """Make the best point, or the one that is taken, the run's small artefact, and test every limit on it with the test rows.
+def prove(search: Search, watch: Watch) -> None:
+    """Score every point on the test rows, make the best one the run's small artefact, and test every limit on it.
 
     Raises:
         CheckFailed: a limit is not held.
     """
     ground, run = search.ground, search.ground.run
     points = sorted(search.state["points"], key=search.rank)
-    chosen = points[0] if take is None else next((point for point in points if point["id"] == take), None)
-    if chosen is None:
-        raise InputError(
-            f"There is no point {take} on the front of {run.folder}. Known: {', '.join(str(point['id']) for point in points)}."
-        )
     rows, part = (ground.test, "test") if len(ground.test) else (ground.dev, "dev")
-    for point in points:
-        if len(ground.test) and (point["on_front"] or point is chosen) and point["test"] is None:
-            point["test"] = evaluate(load_artifact(run.folder / point["artifact"]), ground.test, resamples=0)[ground.model.task.primary]
-    watch(Told(f"Proving candidate {chosen['id']} on {len(rows)} {part} rows"))
-    folder = run.artifacts / SMALL
-    shutil.rmtree(folder, ignore_errors=True)
-    with full_disk_told(folder):
-        shutil.copytree(run.folder / chosen["artifact"], folder)
-    artifact = load_artifact(folder, threads=1)
-    scores = evaluate(artifact, rows, part=part)
-    kept = compare_scores(ground.model, artifact, rows, search.limits.get("keep"))
-    entry = {
-        "target": chosen["target"], "path": str(folder.relative_to(run.folder)), "sha256": chosen["sha256"], "parity": chosen["parity"],
-        "scores": scores.summary(), "kept": round(kept["value"], 6), **benchmarking.measure(artifact, list(rows[: exporting.PARITY_ROWS]), folder),
-    }  # fmt: skip
-    held = judge(search, chosen, entry, kept)
-    met = all(item["met"] for item in held.values()) if held else None
-    record = run.record
-    small = [old for old in record["artifacts"] if old["path"] != entry["path"]]
-    budget = {"limits": search.limits, "held": held, "kept": kept, "candidate": chosen["id"], "steps": chosen["steps"], "part": part}
-    run.write("run.json", record | {"artifacts": [*small, entry], "budget": budget, "met": met})
-    search.write_front(chosen["id"])
-    run.write("search.json", search.state)
+    watch(Told(f"Proving candidate {points[0]['id']} on {len(rows)} {part} rows"))
+    proving.score_points(run, points, ground.model, rows, part, search.limits.get("keep"))
+    folder = run.folder / points[0]["artifact"]
+    points[0]["measured"] = benchmarking.measure(load_artifact(folder, threads=1), list(rows[: exporting.PARITY_ROWS]), folder)
+    points[0]["resident_bytes"] = points[0]["measured"]["resident_bytes"]
+    search.write_state()
+    held = proving.crown(run, points[0], search.limits)
     shutil.rmtree(run.folder / "candidates" / "lessons", ignore_errors=True)
-    write_card(run.folder)
-    write_report([run.folder])
-    if met is False and take is None:
-        raise CheckFailed(explain(held, folder))
-
-
-def compare_scores(model: Model, artifact: Any, rows: Sequence[Example], least: float | None) -> dict[str, float]:
-    """The share of the model's main metric that an artefact keeps on the same rows, by paired bootstrap: see `metrics.kept_share`."""
-    task, primary = model.task, model.task.primary
-    targets, whole, small = task.targets(rows), model.logits(rows), artifact.logits(rows)
-    other = type(task)(artifact.answers)
-
-    def score(chosen: np.ndarray) -> tuple[float, float]:
-        return other.score(small[chosen], targets[chosen])[primary], task.score(whole[chosen], targets[chosen])[primary]
-
-    return {name: round(value, 6) for name, value in metrics.kept_share(score, len(rows), least, resamples=300).items()}
-
-
-def judge(search: Search, chosen: Mapping[str, Any], entry: Mapping[str, Any], kept: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    """Each limit, what the artefact has, and whether it holds."""
-    point = {**chosen, "bytes": entry["bytes"], "resident_bytes": entry["resident_bytes"]}
-    held = {name: {"limit": limit, "value": round(value, 4), "met": value <= limit} for name, value, limit in search.costs_of(point)}
-    if (least := search.limits.get("keep")) is not None:
-        held["keep"] = {"limit": least, "value": kept["value"], "met": kept["value"] >= least}
-    return held
-
-
-def explain(held: Mapping[str, Mapping[str, Any]], folder: Path) -> str:
-    """Which limits were missed, by how much, and what to relax."""
-    units = {"max_mb": "MB", "max_ms": "ms", "max_ram": "MB of memory", "keep": "of the score"}
-    missed = [
-        f"{name.replace('_', '-')} {item['limit']:g}: reached {item['value']:.4g} {units[name]}"
-        for name, item in held.items()
-        if not item["met"]
-    ]
-    relaxed = [f"--{name.replace('_', '-')} {item['value']:.3g}" for name, item in held.items() if not item["met"]]
-    return f"The budget is not held ({'; '.join(missed)}). The nearest model is saved: {folder}. Relax it to {' '.join(relaxed)}, or give more --time."
+    proving.stop_unless_met(held, run.artifacts / proving.SMALL)
 
 
 def _loser(found: importance.Importance, counts: np.ndarray) -> planning.Lose:

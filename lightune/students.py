@@ -83,13 +83,24 @@ def prepare_lesson(
 
 
 def make_student(lesson: Lesson, steps: Sequence[str]) -> Model:
-    """A copy of the lesson's teacher after some steps; each is planned by the importance that is left after the one before."""
-    student = lesson.teacher.copy()
+    """A copy of the lesson's teacher after some steps: see `cut`."""
+    return cut(lesson.teacher.copy(), lesson, steps)
+
+
+def cut(student: Model, lesson: Lesson, steps: Sequence[str]) -> Model:
+    """The student itself, made smaller by some steps; each is planned by the importance that is left after the one before."""
     for spec in steps:
         step = make_step(spec)
         chooses_layers = type(step).__name__ == "Depth"  # what its loss says is a better guide than what flows through
         student.shrink(step, importance.measure(student, lesson.examples, rows=SAMPLE, leave_out=chooses_layers))
     return student
+
+
+def observe_lesson(lesson: Lesson, options: DistillOptions, teachers: Sequence[Model], layers: int) -> distillation.Observed:
+    """What the teachers (empty: the lesson's own) say about the rows, as a student of so many layers is compared with it; kept on disk."""
+    states = distillation.needed_states(options, lesson.teacher, max(layers, 1))  # a static student reads what others left there
+    several = list(teachers) or [lesson.teacher]
+    return distillation.observe(several, lesson.rows.encoded, lesson.folder / ("states" if states else "answers"), states=states)
 
 
 class Course:
@@ -125,10 +136,11 @@ class Course:
             self.training = Training(student, lesson.rows, dev, settled, objective)
             self.forecast = dataclasses.replace(self.forecast, steps=self.training.total, epochs=epochs, seconds=seconds)
         self.epochs = float(self.training.epochs)
+        self.resumed = 0  # the step from which it went on
 
     def steps(self, folder: Path, every: float, stop: Callable[[], bool] = lambda: False) -> Iterator[Step | Evaluation]:
         """Train from the last checkpoint in the folder to the end, writing one now and then; a stop that is asked for saves and returns."""
-        self.training.restore(folder)
+        self.resumed = self.training.restore(folder)
         saved = time.monotonic()
         for fact in self.training.steps():
             yield fact
@@ -144,9 +156,7 @@ class Course:
         self, student: Model, lesson: Lesson, options: DistillOptions, train: TrainOptions, teachers: Sequence[Model]
     ) -> Objective:
         blocks = int(getattr(student.network.backbone.config, "num_hidden_layers", 0))
-        several = [lesson.teacher] if not teachers else list(teachers)
-        states = distillation.needed_states(options, lesson.teacher, max(blocks, 1))  # a static student reads what others left there
-        observed = distillation.observe(several, lesson.rows.encoded, lesson.folder / ("states" if states else "answers"), states=states)
+        observed = observe_lesson(lesson, options, teachers, blocks)
         if not blocks:
             options = dataclasses.replace(options, hidden_weight=0.0, relations_weight=0.0)
         return distillation.imitate(student, observed, options, lesson.labelled, train.label_smoothing)

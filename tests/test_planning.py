@@ -89,8 +89,34 @@ def test_the_front_holds_what_nothing_beats() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_the_time_is_shared_out_and_not_more(count: int) -> None:
-    shares = planning.share_time(1000.0, count)
-    spent = shares["first"] * count + shares["second"] * 2 + shares["winner"]
-    assert spent == pytest.approx(1000.0)
-    assert shares["winner"] >= 500
+def test_half_of_the_time_or_more_is_the_winners(count: int) -> None:
+    rungs = planning.plan_rungs(0, count)
+    shares = {stage: sum(rung.weight for rung in rungs if rung.stage == stage) for stage in ("first", "second", "winner")}
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert shares["winner"] >= 0.5
+    assert [rung.stage for rung in rungs].count("first") == (count if count > 1 else 0)
+    assert [rung.stage for rung in rungs][-2:] == ["winner", "rounded"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("slower", [0.8, 1.0, 1.2])
+def test_the_rungs_end_in_time_though_each_takes_longer_or_shorter_than_planned(count: int, slower: float) -> None:
+    rungs, left = planning.plan_rungs(1, count), 1000.0
+    for place in range(len(rungs)):
+        share = planning.share_time(left, 12.0, rungs[place:])
+        if share > 0:  # else the rung is left out
+            left -= min(share * slower, share + 20) + 12.0
+    assert -20 <= left < 120
+
+
+def test_a_twin_gets_about_what_its_original_has_had() -> None:
+    rungs = planning.plan_rungs(1, 4, gradual=True)
+    had = next(rung.weight for rung in rungs if rung.stage == "first") + next(rung.weight for rung in rungs if rung.stage == "second")
+    assert next(rung.weight for rung in rungs if rung.stage == "gradual") == pytest.approx(had)
+
+
+def test_stages_cut_by_the_same_factor_and_end_where_one_cut_would() -> None:
+    stages = planning.divide_steps(BASE, ["depth=3", "hidden=96", "ffn=1/4", "magnitude=0.5"], 2)
+    assert stages == [["depth=4", "hidden=192", "ffn=768"], ["depth=3", "hidden=96", "ffn=384", "magnitude=0.5"]]
+    assert planning.divide_steps(BASE, ["depth=5"], 3) == [["depth=5"]]  # nothing lies between six layers and five
+    assert planning.divide_steps(BASE, ["ffn:keep=1/4,multiple=8"], 1) == [["ffn=384:multiple=8"]]

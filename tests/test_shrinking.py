@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import shutil
-from collections.abc import Callable
+import time
+import types
+from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +17,10 @@ import numpy as np
 import pytest
 import tiny_models
 
-from lightune import fitting, models, shrinking
+from lightune import fitting, models, probes, shrinking, students, training
+from lightune.costs import CostTable, Probe, Shape
 from lightune.errors import CheckFailed, InputError
+from lightune.evaluation import evaluate
 from lightune.grids import fit_grid
 from lightune.preparation import Interrupted
 from lightune.recipes import parse_seconds
@@ -28,28 +35,66 @@ FAST: dict[str, Any] = {"augment": 1}
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
-def finished(tiny_source: Callable[[str], Source], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A tiny model that has learned its rows, with development and test rows in files."""
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of train, dev and test rows."""
     folder = tmp_path_factory.mktemp("data")
     for name, count, seed in (("train", 300, 0), ("dev", 60, 1), ("test", 60, 2)):
         rows = tiny_models.make_rows(count, seed=seed)
         (folder / f"{name}.jsonl").write_text("".join(json.dumps({"text": row.text, "label": row.target}) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_source: Callable[[str], Source], data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A tiny model that has learned its rows."""
+    return fit(tiny_source, data, tmp_path_factory.mktemp("finished") / "run")
+
+
+def fit(tiny_source: Callable[[str], Source], data: Path, folder: Path, **options: Any) -> Run:
     return fitting.fit(
-        str(folder / "train.jsonl"), folder / "run", dev=str(folder / "dev.jsonl"), test=str(folder / "test.jsonl"),
-        model=str(tiny_source("bert").folder), epochs=8.0, rate=3e-3, to=("none",), max_length=24,
+        str(data / "train.jsonl"), folder, dev=str(data / "dev.jsonl"), test=str(data / "test.jsonl"),
+        model=str(tiny_source("bert").folder), epochs=8.0, rate=3e-3, to=("none",), max_length=24, threads=1, **options,
     )  # fmt: skip
 
 
+@pytest.fixture(scope="module", autouse=True)
+def priced(finished: Run) -> Iterator[None]:
+    """A cost table of the tiny model by plain formulas, in place of one that is measured (see test_costs.py), which takes minutes."""
+    base = Shape.of(models.load(finished.model))
+    sizes = product((0, 1, 2), (1, 2, 4), (8, 24, 48), (40, 64), (8, 4))
+    shapes = [
+        dataclasses.replace(base, layers=layers, heads=heads, hidden=8 * heads, ffn=ffn, vocabulary=tokens, weights=8, tables=bits)
+        for layers, heads, ffn, tokens, bits in sizes
+    ]
+    seen = [
+        Probe(
+            shape,
+            round(4000 + shape.layers * (2000 + shape.block_weights) + shape.vocabulary * shape.hidden * shape.tables / 8),
+            *[0.05 + shape.layers * (0.02 + shape.block_weights * 1e-6)] * 2,
+            resident=60_000_000 + shape.hidden,
+        )
+        for shape in shapes
+    ]
+    table = CostTable({}, 1, 1, 10, tuple(seen), ((0, 1000), (64, 4000)), 900, 0.01)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(probes, "measure_table", lambda *given, **options: table)
+        patch.setattr(shrinking, "OVERHEAD_SECONDS", 2.0)
+        yield
+
+
 @pytest.fixture
-def run(finished: Run, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def run(finished: Run, tmp_path: Path) -> Path:
     """A copy of the finished run."""
-    monkeypatch.setenv("LIGHTUNE_CACHE", str(cache))
     return Path(shutil.copytree(finished.folder, tmp_path / "run"))
+
+
+@pytest.fixture
+def own_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
+    """A clock of what this process computes alone, which the search then goes by: what else runs on the machine does not count."""
+    clock = types.SimpleNamespace(monotonic=time.process_time, perf_counter=time.process_time)
+    for module in (shrinking, students, training):
+        monkeypatch.setattr(module, "time", clock)
+    return time.process_time
 
 
 def test_named_steps_give_a_smaller_proven_file(run: Path) -> None:
@@ -84,12 +129,10 @@ def test_a_student_that_suffers_from_few_bits_goes_on_with_rounded_weights(run: 
 
 
 @pytest.fixture(scope="module")
-def searched(finished: Run, tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+def searched(finished: Run, priced: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run after a search whose size limit can be held and whose score need not be."""
     folder = Path(shutil.copytree(finished.folder, tmp_path_factory.mktemp("searched") / "run"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LIGHTUNE_CACHE", str(cache))
-        shrinking.shrink(folder, max_mb=10.0, keep=0.3, time="25s", **FAST)
+    shrinking.shrink(folder, max_mb=10.0, keep=0.3, time="90s", **FAST)
     return folder
 
 
@@ -107,15 +150,67 @@ def test_a_search_writes_a_front_whose_points_are_real_files(searched: Path) -> 
     assert not (searched / "candidates" / "lessons").exists()
 
 
-def test_any_point_can_be_taken(searched: Path, tmp_path: Path) -> None:
+def test_any_point_can_be_taken_without_the_data(searched: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(searched, tmp_path / "run"))
     front = json.loads((run / "front.json").read_text())
     other = next(point for point in front["points"] if point["id"] != front["chosen"])
+    recipe = (run / "recipe.toml").read_text()
+    (run / "recipe.toml").write_text(recipe.replace("train.jsonl", "gone.jsonl").replace("test.jsonl", "gone.jsonl"))
     found = shrinking.shrink(run, take=other["id"])
-    assert found.record["budget"]["candidate"] == other["id"]
-    assert found.record["artifacts"][-1]["sha256"] == other["sha256"]
+    entry = found.record["artifacts"][-1]
+    assert found.record["budget"]["candidate"] == other["id"] == json.loads((run / "front.json").read_text())["chosen"]
+    assert entry["sha256"] == other["sha256"]
+    artifact, rows = load_artifact(run / "artifacts" / "small"), tiny_models.make_rows(60, seed=2)  # the test rows
+    assert entry["scores"]["accuracy"]["value"] == pytest.approx(evaluate(artifact, rows, resamples=0)["accuracy"], abs=1e-6)
+    assert other["test"] == pytest.approx(entry["scores"]["accuracy"]["value"], abs=1e-6)
     with pytest.raises(InputError, match="no point 99"):
         shrinking.shrink(run, take=99)
+    state = json.loads((run / "search.json").read_text())
+    for point in state["points"]:
+        del point["proof"]
+    (run / "search.json").write_text(json.dumps(state))
+    with pytest.raises(InputError, match="not come to its end"):
+        shrinking.shrink(run, take=other["id"])
+
+
+def test_a_search_ends_in_its_time(run: Path, own_clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shrinking, "OVERHEAD_SECONDS", 10.0)  # the first export loads the exporter
+    begin = own_clock()
+    shrinking.shrink(run, max_mb=10.0, time="40s", **FAST)
+    assert 10 < own_clock() - begin < 40 * 1.05
+    state = json.loads((run / "search.json").read_text())
+    assert {name.partition("/")[2] for name in state["done"]} >= {"static", "winner"}
+
+
+def test_a_student_in_stages_comes_by_way_of_a_larger_one(run: Path) -> None:
+    told: list[str] = []
+    shrinking.shrink(
+        run,
+        steps=["depth=1", "ffn:keep=1/4,multiple=8"],
+        epochs=3.0,
+        stages=2,
+        watch=lambda fact: told.append(getattr(fact, "text", "")),
+        **FAST,
+    )
+    middle, last = (models.load(run / "candidates" / "0" / name).network.backbone.config for name in ("middle-1", "model"))
+    assert (middle.num_hidden_layers, last.num_hidden_layers) == (2, 1)  # nothing lies between two layers and one
+    assert last.intermediate_size < middle.intermediate_size < 48
+    assert json.loads((run / "search.json").read_text())["done"] == ["0/middle 1", "0/winner"]
+    assert any("by way of ffn=24" in text for text in told)
+
+
+@pytest.mark.slow
+def test_a_twin_in_stages_is_tried_where_the_cut_is_large(run: Path, own_clock: Callable[[], float]) -> None:
+    with contextlib.suppress(CheckFailed):  # whether the limit is held does not matter here
+        shrinking.shrink(run, max_mb=0.015, stages=2, time="40s", **FAST)
+    state = json.loads((run / "search.json").read_text())
+    twins = [number for number, item in enumerate(state["candidates"]) if item["stages"] == 2]
+    (twin,) = twins
+    shapes = [item["shape"] for item in state["candidates"]]
+    original = shapes.index(shapes[twin])
+    assert original < twin
+    assert [name for name in state["done"] if name.endswith(("/gradual", "/first"))] == [f"{original}/first", f"{twin}/gradual"]
+    assert f"{original}/winner" in state["done"] or f"{twin}/winner" in state["done"]
 
 
 def test_a_search_with_other_settings_is_refused_until_it_is_overwritten(searched: Path, tmp_path: Path) -> None:
@@ -128,30 +223,18 @@ def test_a_search_with_other_settings_is_refused_until_it_is_overwritten(searche
 
 def test_an_impossible_budget_ends_with_the_nearest_model_and_what_to_relax(run: Path) -> None:
     with pytest.raises(CheckFailed, match=r"max-mb 0.001.*nearest model is saved.*--max-mb"):
-        shrinking.shrink(run, max_mb=0.001, keep=0.999, time="12s", **FAST)
+        shrinking.shrink(run, max_mb=0.001, keep=0.999, time="2s", **FAST)
     record = json.loads((run / "run.json").read_text())
     assert record["met"] is False
     assert len(load_artifact(run / "artifacts" / "small").predict(["a bad film"])) == 1
 
 
-def test_a_stopped_search_goes_on_to_the_same_student(run: Path, tmp_path: Path) -> None:
+def test_a_search_that_is_killed_and_stopped_goes_on_to_the_same_student(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = Path(shutil.copytree(run, tmp_path / "whole"))
     options: dict[str, Any] = {"steps": ["depth=1"], "epochs": 4.0, **FAST}
     shrinking.shrink(whole, **options)
-
-    def stop(fact: Any) -> None:
-        if isinstance(fact, Step) and fact.step == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        shrinking.shrink(run, watch=stop, **options)
-    shrinking.shrink(run, **options)
-    rows = tiny_models.make_rows(20, seed=4)
-    one, other = (models.load(folder / "candidates" / "0" / "model").logits(rows) for folder in (whole, run))
-    np.testing.assert_allclose(one, other, atol=1e-6)
-
-
-def test_a_stop_that_is_asked_for_is_told_with_how_to_go_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     searches: list[shrinking.Search] = []
     made = shrinking.Search.__init__
 
@@ -161,24 +244,28 @@ def test_a_stop_that_is_asked_for_is_told_with_how_to_go_on(run: Path, monkeypat
 
     monkeypatch.setattr(shrinking.Search, "__init__", remember)
 
+    def kill(fact: Any) -> None:
+        if isinstance(fact, Step) and fact.step == 3:
+            raise KeyboardInterrupt
+
     def stop(fact: Any) -> None:
         if isinstance(fact, Step) and fact.step == 5:
-            searches[0].request_stop()
+            searches[-1].request_stop()
 
+    with pytest.raises(KeyboardInterrupt):
+        shrinking.shrink(run, watch=kill, **options)
     with pytest.raises(Interrupted, match="same command"):
-        shrinking.shrink(run, watch=stop, steps=["depth=1"], epochs=4.0, **FAST)
+        shrinking.shrink(run, watch=stop, **options)
     assert any((run / "candidates" / "0" / "checkpoints").glob("step-*"))
-    shrinking.shrink(run, steps=["depth=1"], epochs=4.0, **FAST)
+    shrinking.shrink(run, **options)
+    rows = tiny_models.make_rows(20, seed=4)
+    one, other = (models.load(folder / "candidates" / "0" / "model").logits(rows) for folder in (whole, run))
+    np.testing.assert_allclose(one, other, atol=1e-6)
     assert (run / "artifacts" / "small").is_dir()
 
 
-def test_fit_with_a_limit_searches_in_the_same_run(
-    tiny_source: Callable[[str], Source], tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LIGHTUNE_CACHE", str(cache))
-    rows = [{"text": row.text, "label": row.target} for row in tiny_models.make_rows(200)]
-    base = str(tiny_source("bert").folder)
-    found = fitting.fit(rows, tmp_path / "run", model=base, epochs=4.0, rate=3e-3, to=("none",), max_length=24, max_mb=10.0, time="15s")
+def test_fit_with_a_limit_searches_in_the_same_run(tiny_source: Callable[[str], Source], data: Path, tmp_path: Path) -> None:
+    found = fit(tiny_source, data, tmp_path / "run", max_mb=10.0, time="2s")
     assert found.record["met"] is True
     assert (found.folder / "front.json").exists()
 

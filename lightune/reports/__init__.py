@@ -9,9 +9,11 @@ svg         marks, axes and text of a drawing
 charts      lines, heat map, bars, ranges, bubbles
 figures     a chart with its caption and legend
 exported    what a page says about the exported files,
+usage       how to call them,
 budget      the limits,
 front       everything a search tried,
-quality     about the answers,
+quality     about the answers that are chosen,
+generated   about those that are written,
 material    about the data,
 sections    and about the whole run
 comparison  what a page says about several runs

@@ -5,25 +5,28 @@ from __future__ import annotations
 from pathlib import Path, PurePath
 from typing import Any
 
+from lightune.catalogue import CATALOGUE
 from lightune.errors import InputError
 from lightune.reports.budget import show_budget, summarise_budget
-from lightune.reports.exported import show_usage
+from lightune.reports.exported import tabulate_files
 from lightune.reports.files import write_text
 from lightune.reports.formats import (
     HASH_DIGITS,
+    answer_text,
     count_text,
     interval_text,
     is_number,
     metric_text,
-    milliseconds_text,
     score_text,
     share_text,
-    size_text,
 )
+from lightune.reports.generated import list_asking
+from lightune.reports.material import list_losses
 from lightune.reports.page import templates
 from lightune.reports.quality import rank_confusions
 from lightune.reports.records import Record, read_record
 from lightune.reports.sections import TASKS, list_facts, summarise
+from lightune.reports.usage import show_usage, tell_install
 
 HUB_METRICS = {  # what hubs call a metric, where their name differs
     "macro_f1": "f1",
@@ -36,6 +39,7 @@ HUB_METRICS = {  # what hubs call a metric, where their name differs
     "pearson": "pearsonr",
     "spearman": "spearmanr",
 }
+PIPELINES = {"generate": "text-generation"}  # what hubs call a task; the others classify
 WEAK_F1 = 0.7
 WEAK_LABELS = 5
 SMALL_TEST = 500
@@ -55,13 +59,14 @@ def write_card(run: Path) -> Path:
 
 def describe_card(record: Record) -> dict[str, Any]:
     """Everything that the card's template places."""
+    task = record.run.get("task")
     return {
         "name": record.name,
         "summary": summarise(record),
         "license": str(record.run.get("license") or "unknown"),
         "language": record.run.get("language"),
         "base": record.run.get("base"),
-        "pipeline": "text-classification" if record.run.get("task") in TASKS else None,
+        "pipeline": PIPELINES.get(task, "text-classification") if task in TASKS else None,
         "tags": list_tags(record),
         "metrics": list(dict.fromkeys(HUB_METRICS.get(name, name) for name in record.scores)),
         "results": [
@@ -69,17 +74,38 @@ def describe_card(record: Record) -> dict[str, Any]:
             for name, score in record.scores.items()
             if is_number(score.get("value"))
         ],
-        "task": TASKS.get(record.run.get("task", ""), record.run.get("task")),
-        "facts": [(name, value) for name, value in list_facts(record) if name != "created"],
+        "facts": [fact for fact in (*list_facts(record), ("licence of the base", find_licence(record))) if fact[0] != "created"],
+        "intended": tell_intended(record),
+        "chat_template": record.chat.get("template"),
         "parts": _parts(record),
         "scores": [(metric_text(name), score_text(score.get("value")), interval_text(score)) for name, score in record.scores.items()],
         "rows": count_text(record.evaluation.get("rows") or (record.run.get("examples") or {}).get("test")),
-        "files": _files(record),
-        "metric": metric_text(record.primary),
+        "part": record.part,
+        "asking": list_asking(record),
+        "files": tabulate_files(record) if record.artifacts else {},
         "budget": show_budget(record),
         "usage": show_usage(record),
+        "install": tell_install(record),
         "limits": list_limits(record),
     }
+
+
+def find_licence(record: Record) -> str:
+    """The licence of the base, where the base is one that Lightune knows by name."""
+    known = CATALOGUE.get(str(record.run.get("base")))
+    return known.licence if known else "not known"
+
+
+def tell_intended(record: Record) -> str:
+    """What a model that generates was taught, and so is for; nothing for others, whose labels tell it."""
+    columns = record.data.get("columns") or {}
+    if not record.generates:
+        return ""
+    asked, said = (answer_text(columns.get(name)) if columns.get(name) else "" for name in ("prompt", "completion"))
+    if columns.get("shape") == "text":
+        return "It continues texts like those that it learned from. It was not taught to hold a conversation."
+    named = f" In the data the questions are {asked}, the answers {said}." if asked and said else ""
+    return f"It answers as the answers that it learned from do.{named} Other questions, and long conversations, were not scored."
 
 
 def list_tags(record: Record) -> list[str]:
@@ -102,8 +128,9 @@ def list_limits(record: Record) -> list[str]:
     found += [str(alarm) for alarm in run.get("alarms") or []]
     rows = record.evaluation.get("rows") or (run.get("examples") or {}).get("test")
     if is_number(rows) and rows < SMALL_TEST:
-        found.append(f"The scores rest on {count_text(rows)} test rows only: read the intervals.")
-    if run.get("truncated_tokens"):
+        found.append(f"The scores rest on {count_text(rows)} {record.part} rows only: read the intervals.")
+    found += list_losses(record)
+    if run.get("truncated_tokens") and not record.ledger:
         found.append(f"{count_text(run['truncated_tokens'])} tokens of the training texts lay beyond the length limit and were cut.")
     weak = [row for row in record.evaluation.get("labels") or [] if is_number(row.get("f1")) and row["f1"] < WEAK_F1]
     if weak:
@@ -117,7 +144,11 @@ def list_limits(record: Record) -> list[str]:
     for finding in record.data.get("findings") or []:
         if finding.get("level") in ("error", "warning"):
             found.append(f"Data, {finding['level']}: {finding.get('code')}, {count_text(finding.get('count'))} rows.")
-    found.append("It was scored on data like its training data; on other texts, languages or label meanings expect less.")
+    if record.generates:
+        found.append("What it writes may be wrong, and reads as sure when it is.")
+        found.append("It was scored on questions like those that it learned from; on other questions or languages expect less.")
+    else:
+        found.append("It was scored on data like its training data; on other texts, languages or label meanings expect less.")
     if not run.get("license"):
         found.append("The licences of the base model and of the data were not checked.")
     return found
@@ -142,18 +173,4 @@ def _parts(record: Record) -> list[dict[str, str]]:
             "sha256": str(part.get("sha256") or "")[:HASH_DIGITS],
         }
         for name, part in (record.data.get("parts") or {}).items()
-    ]
-
-
-def _files(record: Record) -> list[dict[str, str]]:
-    return [
-        {
-            "target": str(artifact.get("target")),
-            "bytes": size_text(artifact.get("bytes")),
-            "latency": milliseconds_text((artifact.get("milliseconds") or {}).get("p50")),
-            "score": score_text(((artifact.get("scores") or {}).get(record.primary) or {}).get("value")),
-            "interval": interval_text((artifact.get("scores") or {}).get(record.primary)),
-            "kept": share_text(artifact.get("kept")),
-        }
-        for artifact in record.artifacts
     ]

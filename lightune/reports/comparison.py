@@ -15,6 +15,7 @@ from lightune.reports.figures import Figure
 from lightune.reports.formats import (
     ABSENT,
     LOWER_IS_BETTER,
+    change_text,
     count_text,
     duration_text,
     factor_text,
@@ -22,6 +23,7 @@ from lightune.reports.formats import (
     is_number,
     metric_text,
     milliseconds_text,
+    pace_text,
     score_text,
     share_text,
     short_text,
@@ -38,6 +40,7 @@ COSTS = {"seconds": "seconds of training", "trainable_parameters": "trained para
 def describe_runs(records: Sequence[Record]) -> dict[str, Any]:
     """The side-by-side part of a comparison page, by name."""
     names = name_apart(records)
+    rows = [*_compare_facts(records), *_compare_scores(records), *_compare_costs(records), *_compare_budgets(records)]
     figures = (
         _draw_intervals(records, names),
         _draw_progress(records, names),
@@ -46,7 +49,7 @@ def describe_runs(records: Sequence[Record]) -> dict[str, Any]:
     )
     return {
         "names": names,
-        "rows": [*_compare_facts(records), *_compare_scores(records), *_compare_costs(records), *_compare_budgets(records)],
+        "rows": [row for row in rows if any(value != ABSENT for value, _ in row["cells"])],
         "cautions": list_cautions(records, names),
         "figures": [*(figure for figure in figures if figure), *draw_fronts(records, names)],
         "settings": compare_settings(records),
@@ -71,6 +74,8 @@ def list_cautions(records: Sequence[Record], names: Sequence[str]) -> list[str]:
         found.append("The runs differ in task or metric: their scores cannot be ranked.")
     if len({_identify_rows(record) for record in records}) > 1:
         found.append("The runs were not scored on the same test rows: part of a difference may be the rows.")
+    if len({record.run.get("base_sha256") for record in records if "perplexity" in record.scores}) > 1:
+        found.append("The runs stand on different bases, whose tokens may differ: compare perplexity per byte, not per token.")
     primary, scored = records[0].primary, []
     for record, name in zip(records, names, strict=True):
         bounds = read_bounds(record.scores.get(primary))
@@ -86,7 +91,7 @@ def list_cautions(records: Sequence[Record], names: Sequence[str]) -> list[str]:
 
 def _identify_rows(record: Record) -> tuple[Any, ...]:
     part = (record.data.get("parts") or {}).get("test") or {}
-    return part.get("sha256"), (record.run.get("examples") or {}).get("test")
+    return part.get("sha256") or part.get("source"), (record.run.get("examples") or {}).get("test"), record.evaluation.get("rows")
 
 
 def _row(name: str, values: Sequence[str], notes: Sequence[str] = (), best: int | None = None) -> dict[str, Any]:
@@ -120,6 +125,13 @@ def _compare_costs(records: Sequence[Record]) -> list[dict[str, Any]]:
     was = [((run.get("reference") or {}).get("milliseconds") or {}).get("p50") for run in runs]
     factors = [factor_text(a / b) if is_number(a) and is_number(b) and b else "" for a, b in zip(was, latency, strict=True)]
     faster = [f"{factor} faster than PyTorch" if factor else "" for factor in factors]
+    paces, likeness = [file.get("tokens_per_second") or {} for file in files], [file.get("parity") or {} for file in files]
+    learned = [(record.ledger.get("train") or {}).get("supervised") for record in records]
+    totals = [f"of {count_text(run.get('total_parameters'))}" for run in runs]
+    rows = [
+        _row("trained parameters", [count_text(run.get("trainable_parameters")) for run in runs], totals),
+        _row("tokens learned from", [count_text(value) for value in learned]),
+    ]
     plain = (
         ("training time", [run.get("seconds") for run in runs], duration_text, [str(run.get("precision") or "") for run in runs]),
         ("peak memory", [run.get("peak_resident_bytes") for run in runs], size_text, [""] * len(runs)),
@@ -128,11 +140,14 @@ def _compare_costs(records: Sequence[Record]) -> list[dict[str, Any]]:
         ("smallest file", [file.get("bytes") for file in files], size_text, [str(file.get("target") or "") for file in files]),
         ("its latency", latency, milliseconds_text, faster),
     )
-    rows = [_row(name, [tell(value) for value in values], notes, _best(values, lower=True)) for name, values, tell, notes in plain]
-    totals = [f"of {count_text(run.get('total_parameters'))}" for run in runs]
-    rows.insert(0, _row("trained parameters", [count_text(run.get("trainable_parameters")) for run in runs], totals))
-    kept = [file.get("kept") for file in files]
-    return [*rows, _row("score kept", [share_text(value) for value in kept], best=_best(kept, lower=False))]
+    rows += [_row(name, [tell(value) for value in values], notes, _best(values, lower=True)) for name, values, tell, notes in plain]
+    paced, kept = [pace.get("generation") for pace in paces], [file.get("kept") for file in files]
+    return [
+        *rows,
+        _row("its answers", [pace_text(value) for value in paced], best=_best(paced, lower=False)),
+        _row("its perplexity change", [change_text(found.get("change")) for found in likeness]),
+        _row("score kept", [share_text(value) for value in kept], best=_best(kept, lower=False)),
+    ]
 
 
 def _compare_budgets(records: Sequence[Record]) -> list[dict[str, Any]]:
@@ -194,18 +209,17 @@ def _draw_against(records: Sequence[Record], names: Sequence[str], key: str, tit
 
 
 def _draw_trade_off(records: Sequence[Record], names: Sequence[str]) -> Figure | None:
-    """The artefacts of all runs by size, latency and score, coloured by run."""
-    primary = records[0].primary
+    """The artefacts by size, speed and score, coloured by run; of those runs that are measured as the first is."""
     placed = [
         (place, colour, f"{name}, {file.get('target')}")
         for colour, (record, name) in enumerate(zip(records, names, strict=True))
         for file in record.artifacts
-        if (place := place_file(file, primary))
+        if record.generates == records[0].generates and (place := place_file(record, file))
     ]
     if not placed:
         return None
     places, colours, tips = zip(*placed, strict=True)
-    chart = draw_bubbles(places, [""] * len(places), tips, colours, primary)
+    chart = draw_bubbles(places, [""] * len(places), tips, colours, records[0])
     return replace(chart, keys=[(colour, names[colour]) for colour in dict.fromkeys(colours)])
 
 

@@ -20,8 +20,15 @@ METRIC_NAMES = {
     "mae": "MAE",
     "rmse": "RMSE",
     "r2": "R²",
+    "chrf": "chrF",
+    "bleu": "BLEU",
+    "gsm8k": "GSM8K",
+    "rouge1": "ROUGE-1",
+    "rouge2": "ROUGE-2",
+    "rougeL": "ROUGE-L",
 }
-LOWER_IS_BETTER = {"mse", "mae", "rmse", "ece", "loss", "hamming_loss"}
+WHOLE_NAMES = {"perplexity": "perplexity per token", "byte_perplexity": "perplexity per byte"}
+LOWER_IS_BETTER = {"mse", "mae", "rmse", "ece", "loss", "hamming_loss", *WHOLE_NAMES}
 
 
 def is_number(value: Any) -> TypeGuard[float]:
@@ -46,6 +53,11 @@ def share_text(value: Any) -> str:
     return f"{100 * value:.1f}{GAP}%" if is_number(value) else ABSENT
 
 
+def change_text(value: Any) -> str:
+    """0.0021 → '+0.21 %'."""
+    return f"{100 * value:+.2f}{GAP}%".replace("-", "−") if is_number(value) else ABSENT
+
+
 def size_text(value: Any) -> str:
     """Bytes with three digits in decimal units: 23500000 → '23.5 MB'."""
     if not is_number(value):
@@ -59,6 +71,11 @@ def size_text(value: Any) -> str:
 def milliseconds_text(value: Any) -> str:
     """2.2134 → '2.21 ms'."""
     return f"{_three_digits(value)}{GAP}ms" if is_number(value) else ABSENT
+
+
+def pace_text(value: Any, unit: str = "tokens/s") -> str:
+    """125.31 → '125 tokens/s'."""
+    return f"{_three_digits(value)}{GAP}{unit}" if is_number(value) else ABSENT
 
 
 def duration_text(seconds: Any) -> str:
@@ -96,7 +113,7 @@ def interval_text(score: Any) -> str:
 
 def metric_text(name: str) -> str:
     """'macro_f1' → 'macro F1'."""
-    return " ".join(METRIC_NAMES.get(word, word) for word in name.split("_"))
+    return WHOLE_NAMES.get(name) or " ".join(METRIC_NAMES.get(word, word) for word in name.split("_"))
 
 
 def moment_text(iso: Any) -> str:

@@ -24,3 +24,10 @@ def quoted(value: Any) -> str:
 def plain(value: Any) -> str:
     """User's text on one Markdown line, in which nothing is markup."""
     return html.escape(MARKDOWN.sub(r"\\\1", " ".join(str(value).split())), quote=False)
+
+
+def fenced(text: Any, language: str = "") -> str:
+    """A Markdown block of code; its fence is longer than any that the text itself has."""
+    longest = max((len(run) for run in re.findall("`+", str(text))), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}"

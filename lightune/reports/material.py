@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from lightune.reports import charts
 from lightune.reports.figures import Figure
-from lightune.reports.formats import HASH_DIGITS, answer_text, count_text, is_number, short_text
+from lightune.reports.formats import HASH_DIGITS, answer_text, count_text, is_number, share_text, short_text
 from lightune.reports.records import Record
+from lightune.supervision import Ledger
 
 LABEL_BARS = 300
 ROW_NUMBERS = 20
@@ -21,15 +23,45 @@ def show_data(record: Record) -> dict[str, Any]:
     if not parts:
         return {}
     named = ((name, value) for name, value in (record.data.get("columns") or {}).items() if value and name != "task")
+    told = [*(record.data.get("told") or []), *((record.data.get("split") or {}).get("told") or [])]
     limits = sorted({limit for part in parts.values() for limit in (part.get("tokens") or {}).get("cut_at") or {}}, key=float)
     figures = [*_draw_labels(parts), *_draw_lengths(parts, "tokens", limits), *_draw_lengths(parts, "characters", ())]
     return {
         "parts": [_tell_part(name, part, limits) for name, part in parts.items()],
         "limits": limits,
         "figures": figures,
-        "columns": [(f"{name} column", answer_text(value)) for name, value in named],
-        "told": [str(sentence) for sentence in record.data.get("told") or []],
+        "ledger": tabulate_ledger(record),
+        "columns": [(name if name == "shape" else f"{name} column", answer_text(value)) for name, value in named],
+        "told": list(dict.fromkeys(str(sentence) for sentence in told)),
     }
+
+
+def tabulate_ledger(record: Record) -> list[dict[str, str]]:
+    """For each part what became of its conversations: rows, tokens, how many of these are learned, and what was lost on the way."""
+    return [
+        {
+            "name": name,
+            "came": count_text(facts.get("rows")),
+            "made": count_text(facts.get("made")),
+            "tokens": count_text(facts.get("tokens")),
+            "learned": count_text(facts.get("supervised")),
+            "share": share_text(facts["supervised"] / facts["tokens"]) if facts.get("tokens") else "",
+            "longest": count_text(facts.get("longest")),
+            "cut": count_text(facts.get("cut_rows")),
+            "cut_tokens": f"{count_text(facts['cut_tokens'])} tokens" if facts.get("cut_tokens") else "",
+            "split": count_text(facts.get("split_rows")),
+            "left_out": count_text((facts.get("dropped_rows") or 0) + (facts.get("unsupervised_rows") or 0)),
+        }
+        for name, facts in record.ledger.items()
+    ]
+
+
+def list_losses(record: Record) -> list[str]:
+    """A sentence for all that conversations lost on their way to rows, by part, and for what stands in two parts."""
+    known = {item.name for item in dataclasses.fields(Ledger)}
+    ledgers = {part: Ledger(**{name: count for name, count in facts.items() if name in known}) for part, facts in record.ledger.items()}
+    lost = [f"{part}: {sentence}" for part, ledger in ledgers.items() for sentence in ledger.warnings]
+    return lost + [str(sentence) for sentence in (record.data.get("split") or {}).get("warnings") or []] if ledgers else []
 
 
 def _tell_part(name: str, part: dict[str, Any], limits: Sequence[str]) -> dict[str, Any]:

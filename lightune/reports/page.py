@@ -12,7 +12,7 @@ from lightune.errors import InputError, MissingExtra
 from lightune.reports.comparison import describe_runs
 from lightune.reports.files import write_text
 from lightune.reports.formats import moment_text
-from lightune.reports.markup import plain, quoted
+from lightune.reports.markup import fenced, plain, quoted
 from lightune.reports.records import Record, read_record
 from lightune.reports.sections import describe_run
 
@@ -26,9 +26,11 @@ SECTIONS = (
     ("files", "Exported files", ("artifacts",)),
     ("use", "How to use them", ("usage",)),
     ("curves", "Learning curves", ("curves",)),
+    ("samples", "As it learned", ("samples",)),
     ("labels", "Labels", ("labels", "confusion")),
     ("trust", "How far to trust it", ("calibration", "agreement")),
     ("worst", "Worst errors", ("worst",)),
+    ("answers", "Worst answers", ("answers",)),
     ("data", "Data", ("data",)),
     ("doctor", "What the doctor found", ("doctored",)),
     ("repeat", "How to repeat it", ("recipe", "environment")),
@@ -60,14 +62,14 @@ def render(records: Sequence[Record]) -> str:
 
 @cache
 def templates() -> Environment:
-    """The templates of this package; what they place in HTML is escaped. `yaml` and `plain` are filters for the card."""
+    """The templates of this package; what they place in HTML is escaped. `yaml`, `plain` and `fenced` are filters for the card."""
     try:
         from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
     except ImportError as error:
         raise MissingExtra("writing a report", "jinja2", "train") from error
     loader = PackageLoader("lightune.reports", "templates")
     found = Environment(loader=loader, autoescape=select_autoescape(), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    found.filters |= {"yaml": quoted, "plain": plain}
+    found.filters |= {"yaml": quoted, "plain": plain, "fenced": fenced}
     return found
 
 

@@ -103,8 +103,10 @@ def draw_agreement(record: Record) -> list[Figure]:
 
 
 def list_worst(record: Record) -> list[dict[str, Any]]:
-    """The errors with the largest loss. A long text is cut, and the page says by how much."""
-    found = []
+    """The errors with the largest loss, where answers are chosen and not written. A long text is cut, and the page says by how much."""
+    found: list[dict[str, Any]] = []
+    if record.generates:
+        return found
     for error in record.evaluation.get("worst") or []:
         texts = [excerpt(error[name], TEXT_LIMIT) for name in ("text", "pair") if error.get(name) is not None]
         found.append(

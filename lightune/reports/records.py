@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from typing import Any
 from lightune.errors import InputError, IntegrityError
 from lightune.reports.formats import is_number
 
-FILES = ("run.json", "evaluation.json", "data.json", "steps.jsonl", "environment.json", "recipe.toml", "front.json")
+FILES = ("run.json", "evaluation.json", "data.json", "steps.jsonl", "environment.json", "recipe.toml", "front.json", "samples.jsonl")
 # Control characters and lone surrogates: legal inside JSON, illegal in XML, HTML and UTF-8.
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
@@ -25,10 +27,12 @@ class Record:
     evaluation: dict[str, Any]
     data: dict[str, Any]
     steps: tuple[dict[str, Any], ...]
-    checks: tuple[dict[str, Any], ...]  # the evaluations during training
+    checks: tuple[dict[str, Any], ...]  # the evaluations during training, and at step 0 where the run tells the loss before it
+    samples: tuple[dict[str, Any], ...]  # what a model that generates answered during training
     environment: dict[str, Any]
     recipe: str
     front: dict[str, Any]  # what a search for a smaller model tried
+    chat: dict[str, Any]  # how the model of a run that generates reads conversations
 
     @property
     def name(self) -> str:
@@ -50,6 +54,21 @@ class Record:
         """The exported artefacts, in the order they were written."""
         return self.run.get("artifacts") or []
 
+    @property
+    def part(self) -> str:
+        """The part of the data that the scores are of."""
+        return str(self.evaluation.get("part") or "test")
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model writes text."""
+        return (self.run.get("task") or self.data.get("task")) == "generate"
+
+    @property
+    def ledger(self) -> dict[str, dict[str, Any]]:
+        """For each part of the data what became of its rows and tokens, where answers are learned."""
+        return self.run.get("ledger") or self.data.get("ledger") or {}
+
 
 def read_record(folder: Path) -> Record:
     """Read a RUN folder. InputError where it is none, IntegrityError where a file in it is broken."""
@@ -57,17 +76,19 @@ def read_record(folder: Path) -> Record:
     if not any((folder / name).is_file() for name in FILES):
         state = "holds none of a run's files" if folder.is_dir() else "is not a folder"
         raise InputError(f"{str(folder)!r} {state} (expected {', '.join(FILES)}). Name a folder that `lightune fit` wrote.")
-    steps, checks = _read_steps(folder / "steps.jsonl")
+    facts, run = _read_lines(folder / "steps.jsonl"), _read_json(folder / "run.json")
     return Record(
         folder=folder.resolve(),
-        run=_read_json(folder / "run.json"),
+        run=run,
         evaluation=_read_json(folder / "evaluation.json"),
         data=_read_json(folder / "data.json"),
-        steps=steps,
-        checks=checks,
+        steps=_by_step(facts, "step"),
+        checks=(*_check_before(run), *_by_step(facts, "evaluation")),
+        samples=_by_step(_read_lines(folder / "samples.jsonl"), "samples"),
         environment=_read_json(folder / "environment.json"),
         recipe=printable(_read_text(folder / "recipe.toml")),
         front=_read_json(folder / "front.json"),
+        chat=_read_json(folder / "model" / "model.json").get("chat") or {},
     )
 
 
@@ -118,22 +139,29 @@ def _read_json(path: Path) -> dict[str, Any]:
     return printable(value)
 
 
-def _read_steps(path: Path) -> tuple[tuple[dict[str, Any], ...], tuple[dict[str, Any], ...]]:
-    """Steps and evaluations by rising step. A resumed run may tell a step twice, then the later line counts; a killed one may end in
-    half a line, which is left out."""
-    kinds: dict[str, dict[float, dict[str, Any]]] = {"step": {}, "evaluation": {}}
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON Lines file. A killed run may leave half a last line, which is left out."""
+    found = []
     lines = _read_text(path).splitlines()
     for number, line in enumerate(lines, start=1):
         try:
-            entry = printable(json.loads(line)) if line.strip() else {}
+            found.append(printable(json.loads(line)) if line.strip() else {})
         except json.JSONDecodeError as error:
             if number == len(lines):
                 break
             raise IntegrityError(f"{str(path)!r} is broken at line {number}: {error.msg}. Delete that line, or repeat the run.") from error
-        if entry.get("kind") in kinds and "step" in entry:
-            kinds[entry["kind"]][entry["step"]] = entry
-    return tuple(sorted(kinds["step"].values(), key=_by_step)), tuple(sorted(kinds["evaluation"].values(), key=_by_step))
+    return found
 
 
-def _by_step(entry: dict[str, Any]) -> float:
-    return entry["step"]
+def _by_step(facts: Iterable[dict[str, Any]], kind: str) -> tuple[dict[str, Any], ...]:
+    """The facts of a kind by rising step. A resumed run may tell a step twice, then the later line counts."""
+    found = {fact["step"]: fact for fact in facts if fact.get("kind") == kind and "step" in fact}
+    return tuple(found[step] for step in sorted(found))
+
+
+def _check_before(run: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """The evaluation before training, as far as the loss tells it."""
+    loss = run.get("loss_before")
+    if not is_number(loss):
+        return ()
+    return ({"step": 0, "epoch": 0.0, "loss": loss, "scores": {"loss": loss, "perplexity": math.exp(min(loss, 80.0))}},)

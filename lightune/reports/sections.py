@@ -8,7 +8,7 @@ from typing import Any
 
 from lightune.reports import charts
 from lightune.reports.budget import kept_interval_text, show_budget, summarise_budget
-from lightune.reports.exported import describe_shape, find_smallest, show_usage, tabulate_artifacts
+from lightune.reports.exported import describe_shape, find_smallest, tabulate_artifacts
 from lightune.reports.figures import Figure
 from lightune.reports.formats import (
     HASH_DIGITS,
@@ -21,20 +21,24 @@ from lightune.reports.formats import (
     metric_text,
     milliseconds_text,
     moment_text,
+    pace_text,
     score_text,
     share_text,
     size_text,
 )
 from lightune.reports.front import show_front
-from lightune.reports.material import list_findings, show_data
+from lightune.reports.generated import list_answers, list_asking, list_samples
+from lightune.reports.material import list_findings, list_losses, show_data
 from lightune.reports.quality import draw_agreement, list_worst, show_calibration, show_confusion, tabulate_labels
 from lightune.reports.records import Record, drop_primary
+from lightune.reports.usage import show_usage
 
 TASKS = {
     "classify": "single-text classification",
     "pair": "text-pair classification",
     "multilabel": "multi-label classification",
     "regress": "regression",
+    "generate": "text generation",
 }
 METHODS = {
     "full": "full fine-tuning", "head": "a new head alone", "freeze": "its lower blocks frozen", "bitfit": "BitFit", "lora": "LoRA",
@@ -57,6 +61,7 @@ def describe_run(record: Record) -> dict[str, Any]:
         "front": show_front(record),
         "scores": tabulate_scores(record),
         "curves": draw_curves(record),
+        "samples": list_samples(record),
         "artifacts": tabulate_artifacts(record),
         "usage": show_usage(record),
         "labels": tabulate_labels(record),
@@ -64,8 +69,9 @@ def describe_run(record: Record) -> dict[str, Any]:
         "calibration": show_calibration(record),
         "agreement": draw_agreement(record),
         "worst": list_worst(record),
+        "answers": list_answers(record),
         "data": show_data(record),
-        "doctored": "findings" in record.data,
+        "doctored": "findings" in record.data and not record.generates,
         "findings": list_findings(record),
         "environment": list_environment(record),
         "recipe": record.recipe,
@@ -97,13 +103,14 @@ def _method(spelled: str) -> str:
 
 
 def list_stats(record: Record) -> list[dict[str, str]]:
-    """The figures at the top of the page: score, bytes, milliseconds, seconds of training."""
+    """The figures at the top of the page: score, perplexity before and after, bytes, speed, seconds of training."""
     run, reference, best, found = record.run, record.run.get("reference") or {}, find_smallest(record), []
     score = record.scores.get(record.primary) or {}
     if score:
-        rows = (run.get("examples") or {}).get("test") or record.evaluation.get("rows")
-        note = f"{interval_text(score)}" + (f" · {count_text(rows)} test rows" if rows else "")
+        rows = record.evaluation.get("rows") or (run.get("examples") or {}).get("test")
+        note = f"{interval_text(score)}" + (f" · {count_text(rows)} {record.part} rows" if rows else "")
         found.append({"name": metric_text(record.primary), "value": score_text(score.get("value")), "note": note.removeprefix(" · ")})
+    found += _tell_perplexity(record)
     if best.get("bytes"):
         note = f"{best['target']}" + _against(reference.get("bytes"), best["bytes"], "smaller")
         found.append({"name": "size", "value": size_text(best["bytes"]), "note": note})
@@ -112,13 +119,26 @@ def list_stats(record: Record) -> list[dict[str, str]]:
     if is_number(speed.get("p50")):
         note = describe_shape(speed) + _against((reference.get("milliseconds") or {}).get("p50"), speed["p50"], "faster")
         found.append({"name": "latency", "value": milliseconds_text(speed["p50"]), "note": note.removeprefix(" · ")})
+    pace = best.get("tokens_per_second") or {}
+    if pace:
+        told = {name: pace_text(pace.get(name), "").rstrip() for name in ("generation", "prompt")}
+        found.append({"name": "answer tokens/s", "value": told["generation"], "note": f"{best['target']} · reads {told['prompt']}"})
     if is_number(kept.get("value")):
         found.append({"name": "score kept", "value": share_text(kept["value"]), "note": kept_interval_text(kept)})
     if is_number(run.get("seconds")):
-        parts = [f"{count_text(run['examples_per_second'])} examples/s" if is_number(run.get("examples_per_second")) else ""]
+        parts = [pace_text(run["examples_per_second"], "examples/s") if is_number(run.get("examples_per_second")) else ""]
         parts += [str(run.get("precision") or ""), str(run.get("device") or "")]
         found.append({"name": "training", "value": duration_text(run["seconds"]), "note": " · ".join(part for part in parts if part)})
     return found
+
+
+def _tell_perplexity(record: Record) -> list[dict[str, str]]:
+    """The lowest perplexity on the dev set, and that of the base."""
+    told = select_metric(record, "perplexity")
+    before, after = [value for step, value in told if not step], [value for step, value in told if step]
+    if not before or not after:
+        return []
+    return [{"name": "dev perplexity", "value": score_text(min(after)), "note": f"{score_text(before[0])} before training"}]
 
 
 def _against(reference: Any, value: float, word: str) -> str:
@@ -137,7 +157,8 @@ def list_alerts(record: Record) -> list[tuple[str, str]]:
     if run.get("stopped") == "interrupted":
         found.append(("warning", "The run was interrupted before its end. Continue it with --resume."))
     found += [("warning", text) for text in run.get("alarms") or []]
-    if run.get("truncated_tokens"):
+    found += [("warning", text) for text in list_losses(record)]
+    if run.get("truncated_tokens") and not record.ledger:
         found.append(("warning", f"{count_text(run['truncated_tokens'])} tokens lay beyond the length limit and were cut while training."))
     errors = sum(1 for finding in record.data.get("findings") or [] if finding.get("level") == "error")
     if errors:
@@ -160,6 +181,7 @@ def list_facts(record: Record) -> list[tuple[str, str]]:
         ("method", run.get("method")),
         ("changes", changes if changes != run.get("method") else ""),
         ("examples", sizes),
+        ("tokens learned from", _tokens_learned(record)),
         ("trained parameters", count_text(trainable) + share if is_number(trainable) else ""),
         ("training time", duration_text(run["seconds"]) if is_number(run.get("seconds")) else ""),
         ("throughput", f"{count_text(run['tokens_per_second'])} tokens/s" if is_number(run.get("tokens_per_second")) else ""),
@@ -173,7 +195,15 @@ def list_facts(record: Record) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in rows if value]
 
 
+def _tokens_learned(record: Record) -> str:
+    facts = record.ledger.get("train") or {}
+    share = f" ({share_text(facts['supervised'] / facts['tokens'])})" if facts.get("tokens") else ""
+    return f"{count_text(facts.get('supervised'))} of {count_text(facts.get('tokens'))}{share}" if facts else ""
+
+
 def _tokens_cut(record: Record) -> str:
+    if record.ledger:
+        return ", ".join(f"{count_text(facts.get('cut_tokens'))} in {part}" for part, facts in record.ledger.items())
     counts = (("training", record.run.get("truncated_tokens")), ("scoring", record.evaluation.get("truncated_tokens")))
     return ", ".join(f"{count_text(count)} in {place}" for place, count in counts if is_number(count))
 
@@ -209,7 +239,7 @@ def tabulate_scores(record: Record) -> dict[str, Any]:
                 "dev_interval": interval_text(dev.get(name)),
             }
         )
-    return {"rows": rows, "floor": f"{floor:g}"} if rows else {}
+    return {"rows": rows, "floor": f"{floor:g}", "part": record.part, "dev": bool(dev), "asking": list_asking(record)} if rows else {}
 
 
 def _is_share(name: str, score: dict[str, Any]) -> bool:
@@ -237,8 +267,10 @@ def select_metric(record: Record, metric: str, across: str = "step") -> list[tup
 
 
 def choose_metric(record: Record) -> str:
-    """The metric that chose the best checkpoint, else the primary one; the loss has a curve of its own."""
-    return next((str(check["metric"]) for check in record.checks if check.get("metric") not in (None, "loss")), record.primary)
+    """The metric that chose the best checkpoint, else the primary one, else what was measured beside the loss, which has a curve of its own."""
+    measured = dict.fromkeys(name for check in record.checks for name in check.get("scores") or {})
+    names = [*(check.get("metric") for check in record.checks), record.primary, *measured]
+    return next((str(name) for name in names if name != "loss" and name in measured), record.primary)
 
 
 def draw_curves(record: Record) -> list[Figure]:

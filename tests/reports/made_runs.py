@@ -107,6 +107,111 @@ def make_shrunk_run(folder: Path, *, points: int = 24, met: bool = True, seed: i
     return folder
 
 
+def make_generating_run(folder: Path, *, name: str = "commands", seed: int = 0, evaluations: int = 12, without: Sequence[str] = ()) -> Path:
+    """A run of a model that writes shell commands, exported as GGUF and for transformers, with samples at every evaluation."""
+    make_run(folder, name=name, seed=seed, method="lora:rank=8")
+    dice = random.Random(seed)
+    ledger = {part: _ledger(rows) for part, rows in (("train", 8090), ("dev", 609), ("test", 606))}
+    ledger["train"] |= {"cut_rows": 3, "cut_tokens": 210, "cut_supervised": 50, "dropped_rows": 2}
+    scores = {
+        "primary": "command_match",
+        "command_match": {"value": 0.31, "low": 0.27, "high": 0.35},
+        "chrf": {"value": 0.62, "low": 0.6, "high": 0.64},
+        "perplexity": {"value": 3.2 + seed, "low": 3.1 + seed, "high": 3.3 + seed},
+        "byte_perplexity": {"value": 1.6, "low": 1.58, "high": 1.62},
+    }
+    evaluation = {
+        **{"part": "test", "rows": 200, "available": 556, "scores": scores, "too_long": 2, "without_tools": 0, "empty": 1},
+        **{"finishes": {"length": 4, "stop": 194}, "prompt_tokens": 11_000, "tokens": 3960, "seconds": 41.0},
+        "worst": [
+            _written("List the files", ["ls", "ls .", "dir", "ls -1"], "", "too_long", 0.0),
+            _written(TEXTS[3], ["find ."], "rm -r .", "length", 0.1),
+        ],
+        "samples": [_written("Where am I?", ["pwd"], "pwd", "stop", 1.0)],
+    }
+    data = {
+        "task": "generate",
+        "columns": {"shape": "prompt-completion", "prompt": ["nl"], "completion": "bash", "system": None, "tools": None},
+        "told": ["The shape is prompt-completion."],
+        "split": {"told": ["Parts: train 8,090 rows."], "warnings": ["7 of 606 prompts of test also stand in train."]},
+        "findings": [],
+        "parts": {part: {"rows": facts["rows"], "source": f"nl2bash/{part}.jsonl", "told": []} for part, facts in ledger.items()},
+        "ledger": ledger,
+    }
+    files = [_generator("gguf", 146_000_000, 125.0, 0.0021, 0.72), _generator("hf", 541_000_000, 2.8, 0.0, 1.0)]
+    run = {
+        "task": "generate",
+        "base": "smollm2-135m",
+        "scores": scores,
+        "dev_scores": None,
+        "loss_before": 2.924189,
+        "ledger": ledger,
+        "artifacts": files,
+    }
+    change_run(folder, "run.json", lambda value: (value.pop("reference"), value.update(run)))
+    (folder / "evaluation.json").write_text(json.dumps(evaluation, ensure_ascii=False), encoding="utf-8")
+    (folder / "data.json").write_text(json.dumps(data), encoding="utf-8")
+    (folder / "model").mkdir(exist_ok=True)
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    (folder / "model" / "model.json").write_text(json.dumps({"format": 1, "chat": {"template": template}}), encoding="utf-8")
+    steps, samples = _learning(dice, evaluations)
+    for file, lines in (("steps.jsonl", steps), ("samples.jsonl", samples)):
+        (folder / file).write_text("\n".join(json.dumps(line) for line in lines), encoding="utf-8")
+    for file in without:
+        (folder / file).unlink()
+    return folder
+
+
+def _ledger(rows: int) -> dict[str, int]:
+    counts = dict.fromkeys(
+        ("cut_rows", "cut_tokens", "cut_supervised", "split_rows", "dropped_rows", "unsupervised_rows", "endless_rows"), 0
+    )
+    return {"rows": rows, "made": rows, "tokens": 65 * rows, "supervised": 17 * rows, "rewritten_rows": 0, "longest": 136, **counts}
+
+
+def _generator(target: str, size: int, pace: float, change: float, agree: float) -> dict[str, Any]:
+    parity = {"model_perplexity": 47.0, "perplexity": 47.0 * (1 + change), "change": change, "margin": 0.001, "tokens": 4680}
+    return {
+        **{"target": target, "path": f"artifacts/{target}", "bytes": size, "sha256": "3ad1" * 16, "scores": None, "kept": None},
+        "parity": {**parity, "agree": agree, "prompts": 50},
+        "tokens_per_second": {"prompt": 7 * pace, "generation": pace},
+        "resident_bytes": 2 * size,
+    }
+
+
+def _written(text: str, target: list[str], answer: str, finish: str, score: float) -> dict[str, Any]:
+    return {
+        "row": 38,
+        "text": text,
+        "target": target,
+        "answer": answer,
+        "finish": finish,
+        "tokens": 5,
+        "command_match": score,
+        "chrf": score,
+    }
+
+
+def _learning(dice: random.Random, evaluations: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Steps with an evaluation after every fourth, and what two questions were answered at each."""
+    steps: list[dict[str, Any]] = []
+    samples: list[dict[str, Any]] = []
+    for step in range(1, 4 * evaluations + 1):
+        loss = 1.2 + 1.7 * math.exp(-step / 10)
+        shared = {"step": step, "epoch": step / 40}
+        steps.append({"kind": "step", **shared, "loss": loss + abs(dice.gauss(0, 0.05)), "rate": 1e-3, "gradient_norm": 1.0})
+        if step % 4:
+            continue
+        scores = {"loss": loss, "perplexity": math.exp(loss)}
+        steps.append({"kind": "evaluation", **shared, "loss": loss, "scores": scores, "metric": "loss", "best": True})
+        rows = [
+            {"question": "Make it executable", "answer": f"chmod {step}", "reference": "chmod +x it"},
+            {"question": "Count the lines", "answer": "wc -l f" if step > 8 else "", "reference": "wc -l f"},
+        ]
+        samples.append({"kind": "samples", "step": step, "rows": rows})
+    return steps, samples
+
+
 def _point(number: int, share: float, score: float, reference: dict[str, float]) -> dict[str, Any]:
     megabytes, milliseconds = 0.6 + 24 * share, 0.06 + 2.2 * share
     layers, hidden = 1 + round(5 * share), 96 + 48 * round(6 * share)

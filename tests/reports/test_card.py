@@ -1,5 +1,7 @@
+import json
+
 import pytest
-from made_runs import LABELS_77, change_run, make_run
+from made_runs import LABELS_77, change_run, make_generating_run, make_run
 
 from lightune.errors import InputError
 from lightune.reports import write_card
@@ -72,6 +74,36 @@ def test_missing_parts_are_left_out_but_run_json_is_needed(tmp_path):
     assert "## Data" not in body
     with pytest.raises(InputError, match=r"run\.json"):
         write_card(make_run(tmp_path / "b", without=("run.json",)))
+
+
+def test_the_card_says_what_it_is_for_and_how_it_reads_and_runs(tmp_path):
+    front, body = read_card(make_generating_run(tmp_path / "commands"))
+    assert front["pipeline_tag"] == "text-generation"
+    assert "lora" in front["tags"]
+    assert "gguf" in front["tags"]
+    for text in (
+        "## Intended use",
+        "the questions are nl, the answers bash",
+        "```jinja\n{% for message in messages %}",
+        "| perplexity per byte | 1.600 | 1.580 – 1.620 |",
+        "questions answered: 200 of 556",
+        "| gguf | 146\u00a0MB | 875\u00a0tokens/s | 125\u00a0tokens/s |",
+        "lightune chat commands",
+        "| licence of the base | Apache-2.0 |",
+        "train: 2 rows were too long and were left out.",
+        "may be wrong",
+    ):
+        assert text in body
+    for row in ("Make it executable", "chmod", "rm -r", "Where am I"):
+        assert row not in body
+
+
+def test_no_template_breaks_out_of_its_block(tmp_path):
+    written = make_generating_run(tmp_path / "commands")
+    model = written / "model" / "model.json"
+    model.write_text(json.dumps({"chat": {"template": "a\n````\n# broken\n"}}), encoding="utf-8")
+    _, body = read_card(written)
+    assert "`````jinja\na\n````\n# broken" in body
 
 
 def test_scalars():

@@ -25,6 +25,10 @@ NBSP = "\u00a0"
         (formats.duration_text, 59.4, f"59.4{NBSP}s"),
         (formats.duration_text, 7262, f"2{NBSP}h 1{NBSP}min"),
         (formats.factor_text, 5.42, "5.4×"),
+        (formats.change_text, 0.00214, f"+0.21{NBSP}%"),
+        (formats.change_text, -0.05, f"−5.00{NBSP}%"),
+        (formats.pace_text, 125.31, f"125{NBSP}tokens/s"),
+        (formats.pace_text, 0.82, f"0.82{NBSP}tokens/s"),
         (formats.tiny_text, 0.0000312, "3.1e-5"),
         (formats.tiny_text, -0.02, "−0.02"),
     ],
@@ -44,6 +48,8 @@ def test_numbers_read_well(tell, value, text):
         formats.duration_text,
         formats.factor_text,
         formats.tiny_text,
+        formats.change_text,
+        formats.pace_text,
     ],
 )
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, "many", True])
@@ -53,6 +59,7 @@ def test_what_is_no_number_is_a_dash(tell, value):
 
 def test_metric_names_keep_their_capitals():
     assert [formats.metric_text(name) for name in ("macro_f1", "mcc", "average_precision")] == ["macro F1", "MCC", "average precision"]
+    assert [formats.metric_text(name) for name in ("rougeL", "byte_perplexity")] == ["ROUGE-L", "perplexity per byte"]
 
 
 def test_interval_needs_both_bounds():

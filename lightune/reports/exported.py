@@ -29,7 +29,7 @@ from lightune.reports.records import Record, read_bounds
 GENERATING = ("size", "prompt", "answer", "memory", "perplexity change", "same answers")
 MEASURED = (
     "Measured on the exported files, on this machine, one question at a time. The change of the perplexity is over all tokens of held-out rows, "
-    "questions included, and so higher than under Scores; equal answers are greedy ones of at most 64 tokens."
+    "questions included, those under Scores over the learned ones alone; equal answers are greedy ones of at most 64 tokens."
 )
 
 

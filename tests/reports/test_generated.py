@@ -98,6 +98,12 @@ def test_every_right_answer_is_shown_up_to_a_few(written):
     assert worst[1]["notes"] == ["ended at the limit of tokens", "command match 0.100", "chrF 0.100", "row 38"]
 
 
+def test_where_every_answer_is_right_the_page_says_so(written):
+    assert "scored in full" not in Page(write_report([written])).text
+    change_run(written, "evaluation.json", lambda value: value.update(worst=[]))
+    assert "None: every answer that was asked for scored in full." in Page(write_report([written])).text
+
+
 def test_files_stand_side_by_side_by_what_generators_are_judged_by(written):
     record = read_record(written)
     table = tabulate_files(record)

@@ -106,12 +106,12 @@ def resident_bytes(folder: str | Path, examples: Sequence[Any], threads: int = 1
 
 
 def generator_resident_bytes(folder: Path) -> int:
-    """Peak resident memory of a fresh process that opens an exported generator and writes 16 tokens.
+    """Peak resident memory of a fresh process that opens an exported generator, a folder or a .gguf file, and writes 16 tokens.
 
     Raises:
         CheckFailed: the process did not end well; the message holds its last line.
     """
-    script = _GENERATING_GGUF if (folder / "model.gguf").is_file() else _GENERATING
+    script = _GENERATING_GGUF if folder.suffix == ".gguf" or (folder / "model.gguf").is_file() else _GENERATING
     done = subprocess.run(
         [sys.executable, "-c", script, str(folder), json.dumps(sys.path), OPENING], capture_output=True, text=True, check=False
     )
@@ -142,6 +142,18 @@ def generation_speed(generator: Generator, prompts: Sequence[Any], *, most: int 
     return {"prompt": round(float(np.median(reading)), 1), "generation": round(float(np.median(writing)), 1) if writing else 0.0}
 
 
+def measure_writing(generator: Generator, prompts: Sequence[Any], place: Path, *, exported: bool = True) -> dict[str, Any]:
+    """Every figure of a generator that lies in a folder or .gguf file; the memory of one that was not exported is None.
+
+    Returns:
+        tokens_per_second {prompt, generation}, resident_bytes, bytes.
+    """
+    return {
+        "tokens_per_second": generation_speed(generator, prompts), "resident_bytes": generator_resident_bytes(place) if exported else None,
+        "bytes": folder_bytes(place),
+    }  # fmt: skip
+
+
 def peak_bytes() -> int:
     """Peak resident memory of this process alone. On Linux VmHWM, which starts anew with each program; getrusage also counts the parent that
     forked it."""
@@ -153,8 +165,8 @@ def peak_bytes() -> int:
 
 
 def folder_bytes(folder: str | Path) -> int:
-    """Bytes of every file in a folder."""
-    return sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
+    """Bytes of every file in a folder, or of one file."""
+    return sum(path.stat().st_size for path in (Path(folder), *Path(folder).rglob("*")) if path.is_file())
 
 
 def measure(predictor: Any, examples: Sequence[Any], folder: str | Path | None = None, threads: int = 1) -> dict[str, Any]:

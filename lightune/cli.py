@@ -214,11 +214,12 @@ def _checked(scores: dict[str, Any], at_least: float | None) -> int:
 
 
 @app.command
-@with_options(recipes.DataOptions, skip=("train", "dev", "test", "dev_share", "test_share", "limit", "max_length"))
+@with_options(recipes.DataOptions, skip=("train", "dev", "test", "dev_share", "test_share", "limit"))
 def inspect(
     target: Annotated[str, Parameter(help="a model (name, folder, hub id, run) or data (file, folder, name)")], /, *,
+    model: Annotated[str | None, Parameter(help="data of conversations: the base by whose tokens rows are shown, what is learned marked [default: smollm2-135m]")] = None,
     data: Annotated[str | None, Parameter(help="labelled data of a fine-tuned model's task: tells which parts the task can spare")] = None,
-    rows: Annotated[int | None, Parameter(help="at most so many of its rows [default: 256]")] = None,
+    rows: Annotated[int | None, Parameter(help="at most so many of its rows [default: 256], or so many conversations [default: 5]")] = None,
     length: Annotated[int | None, Parameter(help="tokens of the text that is timed [default: the median of the data, else 32]")] = None,
     batch: Annotated[int | None, Parameter(help="texts at once [default: 1]")] = None,
     threads: Annotated[int | None, Parameter(help="processor threads [default: 1]")] = None,
@@ -226,18 +227,21 @@ def inspect(
     out: Annotated[str | None, Parameter(help="also write a page on the model into this HTML file")] = None,
     json: Json = False, **options: Any,
 ) -> int:  # fmt: skip
-    """Analyse a model (parameters, bytes, FLOPs and milliseconds of its parts, what can be spared) or data (what is wrong with them)."""
+    """Analyse a model (parameters, bytes, FLOPs and milliseconds of its parts, what can be spared) or data (what is wrong with them, and of
+    conversations which tokens are learned)."""
     from lightune import inspection
 
     given = {name: value for name, value in options.items() if value is not None}
     facts = inspection.inspect(
-        target, data=data, rows=rows, length=length, batch=batch, threads=threads, quick=quick, out=out, tell=_tell, **given
+        target, model=model, data=data, rows=rows, length=length, batch=batch, threads=threads, quick=quick, out=out, tell=_tell, **given
     )
     if json:
         terminal.print_json(facts)
-    else:
-        for title, headers, lines in inspection.tables(facts):
-            terminal.print_table(headers, lines, title=title)
+        return 0
+    for row in facts.get("conversations", {}).get("shown", ()):
+        terminal.print_tokens(f"{row['part']}, row {row['row']}", list(zip(row["tokens"], row["learned"], strict=True)))
+    for title, headers, lines in inspection.tables(facts):
+        terminal.print_table(headers, lines, title=title)
     return 0
 
 
@@ -353,7 +357,7 @@ def bench(
     length: Annotated[int | None, Parameter(help="tokens of a text, for the table; as the texts are by default")] = None,
     json: Json = False,
 ) -> int:  # fmt: skip
-    """Time runs and artefacts side by side: latency, throughput, memory, size. Or measure a cost table."""
+    """Time runs and artefacts side by side: latency, throughput (of what generates tokens a second), memory, size. Or measure a cost table."""
     from lightune import predictors
 
     if probes:
@@ -367,16 +371,27 @@ def bench(
     if json:
         terminal.print_json({"threads": threads, "rows": rows})
         return 0
-    lines = [
-        [row["target"], terminal.size(row["bytes"]), row["milliseconds"]["p50"], row["milliseconds"]["p95"], row["examples_per_second"]["value"], terminal.size(row["resident_bytes"])]
-        for row in rows
-    ]  # fmt: skip
-    terminal.print_table(
-        ["target", "size", "p50 ms", "p95 ms", "texts/s", "memory"],
-        lines,
-        title=f"{threads} thread{'s' * (threads > 1)}, latency at batch 1, throughput at batch 32",
-    )
+    _show_bench(rows, f"{threads} thread{'s' * (threads > 1)}")
     return 0
+
+
+def _show_bench(rows: list[dict[str, Any]], threads: str) -> None:
+    """What was timed, predictors and generators apart."""
+    predictors = [
+        [row["target"], terminal.size(row["bytes"]), row["milliseconds"]["p50"], row["milliseconds"]["p95"], row["examples_per_second"]["value"], terminal.size(row["resident_bytes"])]
+        for row in rows if "milliseconds" in row
+    ]  # fmt: skip
+    generators = [
+        [row["target"], terminal.size(row["bytes"]), row["tokens_per_second"]["prompt"], row["tokens_per_second"]["generation"], terminal.size(row["resident_bytes"])]
+        for row in rows if "tokens_per_second" in row
+    ]  # fmt: skip
+    if predictors:
+        headers = ["target", "size", "p50 ms", "p95 ms", "texts/s", "memory"]
+        terminal.print_table(headers, predictors, title=f"{threads}, latency at batch 1, throughput at batch 32")
+    if generators:
+        terminal.print_table(
+            ["target", "size", "prompt tokens/s", "answer tokens/s", "memory"], generators, title=f"{threads}, one answer at a time"
+        )
 
 
 @app.command

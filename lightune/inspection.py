@@ -10,6 +10,7 @@ from lightune import sources
 from lightune.catalogue import CATALOGUE
 from lightune.data import doctor, read_parts
 from lightune.errors import InputError, MissingExtra
+from lightune.recipes import GENERATE_DEFAULTS, resolve
 from lightune.reports import write_inspection
 from lightune.reports.inspected import KNOBS, tell_setting
 
@@ -18,11 +19,15 @@ Tell = Callable[[str], None]
 DATA_SUFFIXES = {".csv", ".tsv", ".tab", ".json", ".jsonl", ".ndjson", ".parquet", ".arrow", ".txt", ".gz", ".zst"}
 ABSENT = "–"
 SHARES = (0.1, 0.25, 0.5, 0.75, 0.9)  # at which the curves are told
+GENERATE = "generate"
+SHOWN = 5  # conversations whose tokens are shown
+CONVERSING = ("shape", "prompt", "completion", "system", "template", "too_long", "max_length")  # options that conversations alone have
 
 
 def inspect(
     target: str,
     *,
+    model: str | None = None,
     data: str | None = None,
     rows: int | None = None,
     length: int | None = None,
@@ -33,28 +38,44 @@ def inspect(
     tell: Tell = lambda _: None,
     **columns: Any,
 ) -> dict[str, Any]:
-    """Facts on a model {"model": ...} or on data {"data": ...}, whichever the name or path is.
+    """Facts on a model {"model": ...}, on data {"data": ...} or on conversations {"conversations": ...}, whichever the name or path is.
 
     Args:
         target: a model (name, folder, hub id, run) or data (file, folder, name).
-        data: labelled data of a fine-tuned model's task: tells which parts the task can spare. rows: at most so many of them.
+        model: the base by whose tokens conversations are shown. Data are conversations where it is given, or task generate or an option of theirs.
+        data: labelled data of a fine-tuned model's task: tells which parts the task can spare.
+        rows: at most so many of these data, or as many conversations whose tokens are shown.
         length, batch, threads: what is timed. quick: count only, time nothing. out: write a page on the model, too.
         columns: how the data are read.
 
     Raises:
-        InputError: neither a model nor data, or options of a model given for data.
+        InputError: neither a model nor data, or options of a model given for data, or those of conversations for something else.
     """
-    given = {"rows": rows, "length": length, "batch": batch, "threads": threads}
-    options = {name: value for name, value in given.items() if value is not None}
+    timing = {"length": length, "batch": batch, "threads": threads}
+    options = {name: value for name, value in timing.items() if value is not None}
+    conversing = ["model"] * bool(model) + [name for name in CONVERSING if name in columns]
     if not is_data(target):
-        facts = inspect_model(target, data=data, quick=quick, tell=tell, columns=columns, **options)
+        _refuse(conversing, f"{target!r} is a model, but --{{}} is for conversations. Leave it out, or name data.")
+        rows_too = {} if rows is None else {"rows": rows}
+        facts = inspect_model(target, data=data, quick=quick, tell=tell, columns=columns, **options, **rows_too)
         if out:
             write_inspection(facts, Path(out))
         return {"model": facts}
-    wrong = [name for name, value in {**options, "data": data, "quick": quick, "out": out}.items() if value]
-    if wrong:
-        raise InputError(f"{target!r} is data, but --{wrong[0]} is for models. Leave it out, or name a model.")
+    generates = columns.get("task", GENERATE if conversing else None) == GENERATE
+    wrong = [
+        name for name, value in {**options, "rows": None if generates else rows, "data": data, "quick": quick, "out": out}.items() if value
+    ]
+    _refuse(wrong, f"{target!r} is data, but --{{}} is for models. Leave it out, or name a model.")
+    if generates:
+        return {"conversations": inspect_conversations(target, model=model, rows=SHOWN if rows is None else rows, tell=tell, **columns)}
+    _refuse(conversing, f"--{{}} is for conversations, but the task is {columns.get('task')}. Leave it out, or say --task generate.")
     return {"data": inspect_data(target, **columns)}
+
+
+def _refuse(names: Sequence[str], message: str) -> None:
+    """An error about the first of the options that do not belong here."""
+    if names:
+        raise InputError(message.format(names[0].replace("_", "-")))
 
 
 def is_data(target: str) -> bool:
@@ -68,6 +89,40 @@ def inspect_data(target: str, **columns: Any) -> dict[str, Any]:
     """What the doctor finds in the parts of the data: the form of data.json. Lengths in tokens need a model and are left to `fit`."""
     parts = read_parts(sources.locate_data(target), **columns)
     return doctor.describe(parts, doctor.examine(parts))
+
+
+def inspect_conversations(
+    target: str, *, model: str | None = None, rows: int = SHOWN, tell: Tell = lambda _: None, **options: Any
+) -> dict[str, Any]:
+    """What a model would learn of conversations.
+
+    Args:
+        model: the base; the default base of generate where none is named. rows: how many of each part are shown.
+        options: of `recipes.DataOptions`.
+
+    Returns:
+        model; columns; told (sentences on the data); ledger (counts of each part, see `supervision.Ledger`); shown: rows with part, row (in
+        the data), tokens (texts) and learned (whether each is a target).
+
+    Raises:
+        InputError: the data, the template or the base are wrong; rows too long where nothing is said of them; nothing to learn.
+    """
+    try:
+        from lightune import language
+        from lightune.supervision import show
+    except ImportError:
+        raise MissingExtra("showing what is learned", "torch", "train") from None
+    flags = {"train": target, "task": GENERATE, "dev_share": 0.0, "test_share": 0.0, "model": model or GENERATE_DEFAULTS["model"]}
+    recipe = resolve({}, {**options, **flags})
+    base = language.open_base(recipe, tell)
+    found = language.attend(base, recipe, target)
+    shown = [
+        {"part": part, "row": row.row, "tokens": [text for text, _ in tokens], "learned": [learned for _, learned in tokens]}
+        for part, made in found.rows.items()
+        for row, tokens in zip(made, show(made, base.encoder, rows), strict=False)
+    ]
+    facts = {name: found.facts[name] for name in ("columns", "told", "ledger")}
+    return {"model": recipe.model, **facts, "shown": shown}
 
 
 def inspect_model(
@@ -91,6 +146,8 @@ def _read_labelled(data: str, task: str, columns: Mapping[str, Any]) -> Sequence
 
 def tables(facts: dict[str, Any]) -> list[Table]:
     """The facts as (title, headers, rows)."""
+    if "conversations" in facts:
+        return _ledger_tables(facts["conversations"])
     return _data_tables(facts["data"]) if "data" in facts else _model_tables(facts["model"])
 
 
@@ -109,6 +166,15 @@ def _data_tables(data: dict[str, Any]) -> list[Table]:
     rows = [[finding["level"], f"{finding['message']} {finding['cure']}"] for finding in data["findings"]]
     found.append(("Findings", ["level", "what, and the cure"], rows or [["", "nothing wrong was found"]]))
     return found
+
+
+def _ledger_tables(found: dict[str, Any]) -> list[Table]:
+    """What became of the rows of each part; a count that is nowhere above 0 is left out."""
+    ledgers = found["ledger"]
+    counts = [name for name in next(iter(ledgers.values())) if any(ledger[name] for ledger in ledgers.values())]
+    rows = [[part, *(f"{ledger[name]:,}" for name in counts)] for part, ledger in ledgers.items()]
+    told: Table = ("Read", [""], [[sentence] for sentence in found["told"]])
+    return [told, (f"What {found['model']} learns", ["part", *(name.replace("_", " ") for name in counts)], rows)]
 
 
 def _model_tables(model: dict[str, Any]) -> list[Table]:

@@ -63,10 +63,7 @@ def prepare(recipe: Recipe, source: Any, watch: Watch = lambda fact: None) -> Su
     _check_options(recipe)
     watch(Told("Reading the data"))
     parts, facts = _read(recipe, source, watch)
-    base = sources.resolve_model(recipe.model, tell=lambda sentence: watch(Told(sentence)))
-    watch(Told(f"Loading the base {recipe.model}"))
-    template = _read_template(recipe.data.template)
-    model = models.start_language(base, Generate(Answers("generate", ())), max_length=LONGEST, template=template)
+    model = open_base(recipe, lambda sentence: watch(Told(sentence)))
     method = make_method(recipe.method)
     model.encoder.max_length = longest_text(recipe, model, getattr(method, "taken", 0))
     rows, ledgers = _supervise(parts, model, recipe, watch)
@@ -79,8 +76,18 @@ def prepare(recipe: Recipe, source: Any, watch: Watch = lambda fact: None) -> Su
     return _gather(parts, model, facts, rows, ledgers)
 
 
+def open_base(recipe: Recipe, tell: Callable[[str], None] = lambda _: None) -> Model:
+    """The base of a recipe with its chat template, nothing on it yet; rows may have as many tokens as it takes, or max-length."""
+    base = sources.resolve_model(recipe.model, tell=tell)
+    tell(f"Loading the base {recipe.model}")
+    template = _read_template(recipe.data.template)
+    model = models.start_language(base, Generate(Answers("generate", ())), max_length=LONGEST, template=template)
+    model.encoder.max_length = longest_text(recipe, model)
+    return model
+
+
 def attend(model: Model, recipe: Recipe, source: Any, watch: Watch = lambda fact: None) -> Supervision:
-    """The data of a recipe for a model that was trained on them."""
+    """The data of a recipe as a model reads them."""
     parts, facts = _read(recipe, source, watch)
     return _gather(parts, model, facts, *_supervise(parts, model, recipe, watch))
 
@@ -111,13 +118,18 @@ def supervised_losses(network: LanguageNetwork, ids: Tensor, rows: Sequence[Supe
 
     ids: int64 [b, s], filled on the right; what stands there is behind all that is read, so no mask is needed.
     """
+    hidden, labels, owners = supervised_vectors(network, ids, rows)
+    return network.losses(hidden, labels), owners, torch.bincount(owners, minlength=len(rows))
+
+
+def supervised_vectors(network: LanguageNetwork, ids: Tensor, rows: Sequence[Supervised]) -> tuple[Tensor, Tensor, Tensor]:
+    """The vectors from which supervised tokens are predicted [m, d], these tokens int64 [m], and the row of each int64 [m]."""
     before = np.zeros(tuple(ids.shape), dtype=bool)  # the places from which supervised tokens are predicted
     for place, row in enumerate(rows):
         before[place, : len(row.trained) - 1] = row.trained[1:]
     where = torch.from_numpy(before).to(ids.device)
     hidden = network.read(ids).last_hidden_state
-    each = network.losses(hidden[where], ids.roll(-1, 1)[where])
-    return each, where.nonzero()[:, 0], where.sum(1)
+    return hidden[where], ids.roll(-1, 1)[where], where.nonzero()[:, 0]
 
 
 class LossJudge:

@@ -65,9 +65,11 @@ def open_predictor(path: str | Path, *, threads: int | None = None) -> Opened:
 
 @dataclass(frozen=True)
 class Writer:
-    """A generator (see `runtime.generation`) that was opened, and the model in torch that it stands on, None where it needs none."""
+    """A generator (see `runtime.generation`) that was opened, the folder or .gguf file of it, and the model in torch that it stands on, None
+    where it needs none."""
 
     generator: Any
+    place: Path
     model: Any = None
 
 
@@ -84,7 +86,7 @@ def open_generator(
     if gguf := _find_gguf(Path(path)):
         from lightune.runtime.gguf import load_gguf
 
-        return Writer(load_gguf(gguf, threads=threads, context=context, slots=slots))
+        return Writer(load_gguf(gguf, threads=threads, context=context, slots=slots), gguf)
     folder = find_folder(path)
     written = (folder / "task.json").is_file() and read_json(folder / "task.json").get("kind") == GENERATE
     if not written and (
@@ -100,9 +102,9 @@ def open_generator(
     if threads:
         torch.set_num_threads(threads)
     if written:
-        return Writer(exporting.open_written(folder))
+        return Writer(exporting.open_written(folder), folder)
     model = models.load(folder)
-    return Writer(language.generator_of(model, name=name), model)
+    return Writer(language.generator_of(model, name=name), folder, model)
 
 
 def _find_gguf(path: Path) -> Path | None:
@@ -163,19 +165,19 @@ def _write(
     generator: Any, texts: Sequence[str], file: str | None, column: str | None, options: GenerationOptions
 ) -> Iterator[dict[str, Any]]:
     """What a generator answers to each text."""
-    if file and Path(file).suffix != ".txt":
-        found = read_conversations(sources.locate_data(file), prompt=column)
-        prompts: Iterable[Any] = (row.prompt or row.text for row in found)
-    elif file:
-        prompts = ((Message("user", line),) for line in Path(file).read_text(encoding="utf-8", errors="replace").splitlines())
-    else:
-        prompts = ((Message("user", line.rstrip("\n")),) for line in (texts or sys.stdin))
+    remaining = _questions(file, column) if file else ((Message("user", line.rstrip("\n")),) for line in (texts or sys.stdin))
     try:
-        remaining = iter(prompts)
         while block := list(islice(remaining, 1 if not file and not texts and sys.stdin.isatty() else WRITTEN)):
             yield from (dataclasses.asdict(made) for made in generator.generate(block, options))
     finally:
         generator.close()
+
+
+def _questions(file: str, column: str | None = None) -> Iterator[Any]:
+    """The lines of a text file as questions, or what is asked in the rows of a data file."""
+    if Path(file).suffix == ".txt":
+        return ((Message("user", line),) for line in Path(file).read_text(encoding="utf-8", errors="replace").splitlines())
+    return (row.prompt or row.text for row in read_conversations(sources.locate_data(file), prompt=column))  # type: ignore[misc]
 
 
 def evaluate_written(generator: Any, data: Any, *, part: str | None = None, **options: Any) -> dict[str, Any]:
@@ -226,16 +228,31 @@ def read_examples(data: Any, answers: Any, *, part: str | None = None, **options
 
 
 def bench(targets: Sequence[str], data: str | None, *, words: int, threads: int) -> list[dict[str, Any]]:
-    """One row of `benchmarking.measure` for each target, all on the same texts and threads."""
+    """One row for each target, all on the same texts and threads: of `benchmarking.measure`, or of `benchmarking.measure_writing` where it
+    generates."""
     found = []
     for target in targets:
+        if (writer := open_generator(target, threads=threads, slots=1)) is not None:
+            found.append(_bench_writer(writer, data, words))
+            continue
         opened = open_predictor(target, threads=threads)
         folder = opened.folder if opened.kind == "artefact" else None
         facts = benchmarking.measure(opened.predictor, _bench_examples(opened.predictor, data, words), folder, threads=threads)
         if folder is None:
-            facts["bytes"] = sum(path.stat().st_size for path in opened.folder.iterdir())
+            facts["bytes"] = benchmarking.folder_bytes(opened.folder)
         found.append({"target": str(opened.folder), "kind": opened.kind, **facts})
     return found
+
+
+def _bench_writer(writer: Writer, data: str | None, words: int) -> dict[str, Any]:
+    """The figures of what generates."""
+    questions = list(islice(_questions(data), BENCH_ROWS)) if data else [(Message("user", _sentence(words)),)]
+    exported = writer.model is None
+    try:
+        facts = benchmarking.measure_writing(writer.generator, questions, writer.place, exported=exported)
+    finally:
+        writer.generator.close()
+    return {"target": str(writer.place), "kind": "artefact" if exported else "model", **facts}
 
 
 def measure_costs(targets: Sequence[str], data: str | None, *, words: int, tell: Tell, **setting: Any) -> dict[str, Any]:
@@ -260,8 +277,11 @@ def _bench_examples(predictor: Any, data: str | None, words: int) -> list[Exampl
     """What is timed: rows of the data, or one English sentence."""
     if data:
         return list(islice(read(sources.locate_data(data), labelled=False), BENCH_ROWS))
-    sentence = " ".join(islice(cycle(SENTENCE.split()), words))
-    return [Example(sentence, sentence if predictor.answers.kind == "pair" else None)]
+    return [Example(_sentence(words), _sentence(words) if predictor.answers.kind == "pair" else None)]
+
+
+def _sentence(words: int) -> str:
+    return " ".join(islice(cycle(SENTENCE.split()), words))
 
 
 def _only(targets: Sequence[str]) -> str:

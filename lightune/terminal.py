@@ -6,12 +6,14 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 QUIET_SECONDS = 20.0  # between progress lines where stderr is no terminal
 WIDE = 1000  # columns where stdout is no terminal: nothing is folded
@@ -89,7 +91,6 @@ class Watcher:
         best = ", the best so far" if fact.best else ""
         self._say(f"epoch {fact.epoch:g}: dev {fact.metric} {value:.4f}, loss {fact.loss:.4f}{best}", "note")
 
-
     def _samples(self, fact: Any) -> None:
         for row in fact.rows:
             self._say(f"  {_line(row['question'])} → {_line(row['answer'])}", "note")
@@ -137,6 +138,18 @@ def ask() -> str | None:
         return input("> ")
     except EOFError:
         return None
+
+
+def print_tokens(title: str, tokens: Sequence[tuple[str, bool]]) -> None:
+    """A row on stdout as the model reads it: what is learned is bold and green, and stands between ⟦ and ⟧ where there are no colours."""
+    console = Console(highlight=False, soft_wrap=True)
+    line = Text()
+    for learned, several in groupby(tokens, key=lambda token: token[1]):
+        text = "".join(token for token, _ in several)
+        line.append(f"⟦{text}⟧" if learned and console.color_system is None else text, style="bold green" if learned else "dim")
+    console.print(f"[bold]{escape(title)}[/]")
+    console.print(line)
+    console.print()
 
 
 def print_error(text: str) -> None:

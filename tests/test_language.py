@@ -3,47 +3,31 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny_generators import make_language
+from tiny_conversations import QUICK, write_base, write_echoes
 from torch.nn import functional
 
 import lightune
 from lightune import language, models, predictors
 from lightune.cli import main
 from lightune.errors import InputError
-from lightune.exports import find_generative
 from lightune.recipes import resolve
 from lightune.runtime.generation import GenerationOptions, Message
-
-QUICK: dict[str, Any] = {
-    "task": "generate", "epochs": 12.0, "batch_size": 8, "rate": 0.01, "threads": 1, "precision": "fp32", "device": "cpu", "score_rows": 10,
-    "max_tokens": 8, "samples": 1, "checkpoint_seconds": 0.0,
-}  # fmt: skip
-COLOURS = ("lower", "newer", "wider", "film")
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random Llama as transformers saves one."""
-    return find_generative("hf").write(make_language("llama", tied=True), tmp_path_factory.mktemp("base") / "llama")
+    return write_base(tmp_path_factory.mktemp("base") / "llama")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Questions whose answers say their own word again."""
-    draw, path = random.Random(0), tmp_path_factory.mktemp("data") / "echo.jsonl"
-    rows = []
-    for number in range(96):
-        word = draw.choice(COLOURS)
-        rows.append({"prompt": f"{number} {word}", "completion": word})
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+    return write_echoes(tmp_path_factory.mktemp("data") / "echo.jsonl")
 
 
 def prepared(data: Path, base: Path, **options: Any) -> language.Supervision:
@@ -74,6 +58,12 @@ def test_a_step_is_the_same_however_it_is_cut(data: Path, base: Path) -> None:
         training._gradient(np.arange(8))
         gradients.append(torch.cat([item.grad.to_dense().flatten() for item in found.model.trainable().values() if item.grad is not None]))
     assert torch.allclose(*gradients, atol=1e-6)
+
+
+def test_no_development_rows_are_needed(data: Path, base: Path) -> None:
+    training = language.open_training(prepared(data, base, method="lora", dev_share=0.0), resolve({}, {**QUICK, "epochs": 0.25}).train)
+    assert {fact.kind for fact in training.steps()} == {"step"}
+    assert training.alarms() == []
 
 
 def test_gradient_checkpointing_changes_no_loss(data: Path, base: Path) -> None:

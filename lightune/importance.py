@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from lightune.data import Example
 from lightune.errors import InputError
 from lightune.models import Model
 from lightune.networks import Network, tensors
+from lightune.recipes import TrainOptions
 from lightune.runtime.tokenization import batches
+from lightune.training import Objective, Rows, task_objective
 
-BATCH = 32  # rows of one pass with gradients
+BATCH, TOKENS = 32, 2048  # rows and tokens of one pass with gradients
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,33 +51,38 @@ class Importance:
     without: np.ndarray | None = None
 
 
-def measure(model: Model, examples: Sequence[Example], *, rows: int = 256, leave_out: bool = False) -> Importance:
+def measure(
+    model: Model, examples: Sequence[Example] | Rows, *, rows: int = 256, leave_out: bool = False, objective: Objective | None = None
+) -> Importance:
     """The importance of every part, from one pass forward and backward over at most `rows` examples, spread evenly over those given.
 
     No parameter receives a gradient, and the model is left as it was.
 
     Args:
+        examples: labelled examples, or rows that are encoded already.
         leave_out: also skip layers one after another (`Importance.without`), for some forward passes per layer.
+        objective: gives the loss of each example, see `Training`; the task's own by default.
 
     Raises:
         InputError: no examples, or a backbone whose structure is not known.
     """
-    if not len(examples) or rows < 1:
-        raise InputError(
-            f"Importance needs labelled rows, but {min(len(examples), rows)} were given. Give it some of the development data."
-        )
-    places = np.unique(np.linspace(0, len(examples) - 1, min(rows, len(examples))).round().astype(int))
-    chosen = [examples[place] for place in places]
+    count = len(examples.encoded) if isinstance(examples, Rows) else len(examples)
+    if not count or rows < 1:
+        raise InputError(f"Importance needs labelled rows, but {min(count, rows)} were given. Give it some of the development data.")
+    places = np.unique(np.linspace(0, count - 1, min(rows, count)).round().astype(int))
+    if not isinstance(examples, Rows):
+        examples, places = Rows.of(model, [examples[place] for place in places]), np.arange(len(places))
+    sample = _Sample(model, examples, places, objective or task_objective(model.task, TrainOptions()))
     found = dimensions.describe(model.network.backbone)
     with _still(model.network):
         meter = _Meter(model.network, found)
-        loss = meter.read(model, chosen)
-        without = _skip_layers(model, chosen, loss, len(meter.similar)) if leave_out else None
-    encoded = model.encoder.encode([row.text for row in chosen], [row.pair for row in chosen])
-    tokens = np.bincount(np.concatenate([np.asarray(ids, dtype=np.int64) for ids in encoded.ids]), minlength=found.tokens.size)
-    heads, ffn = ([total.double().cpu().numpy() / len(chosen) for total in totals] for totals in (meter.heads, meter.ffn))
-    hidden = meter.hidden.double().cpu().numpy() / len(chosen)
-    return Importance(1 - meter.similar / meter.tokens, tuple(heads), tuple(ffn), hidden, tokens, len(chosen), found.queries, without)
+        loss = meter.read(sample)
+        without = _skip_layers(sample, loss, len(meter.similar)) if leave_out else None
+    read = np.concatenate([np.asarray(examples.encoded.ids[place], dtype=np.int64) for place in places])
+    tokens = np.bincount(read, minlength=found.tokens.size)
+    heads, ffn = ([total.double().cpu().numpy() / len(places) for total in totals] for totals in (meter.heads, meter.ffn))
+    hidden = meter.hidden.double().cpu().numpy() / len(places)
+    return Importance(1 - meter.similar / meter.tokens, tuple(heads), tuple(ffn), hidden, tokens, len(places), found.queries, without)
 
 
 def shares(
@@ -123,6 +131,25 @@ def _risen(without: np.ndarray, layers: int | None) -> float:
     return max(0.0, float(gone[-1] / without.max())) if len(gone) and without.max() > 0 else 0.0
 
 
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """Some rows that a model reads, and what it loses on each."""
+
+    model: Model
+    rows: Rows
+    places: np.ndarray
+    objective: Objective
+
+    def batches(self) -> Iterator[tuple[dict[str, Tensor], Callable[[], Tensor]]]:
+        """Padded batches of rows of like length, each with what gives the losses [b] of its rows."""
+        model, encoded = self.model, self.rows.encoded
+        for group in batches([len(encoded.ids[place]) for place in self.places], BATCH, TOKENS):
+            chosen = self.places[group]
+            batch = tensors(model.encoder.pad(encoded, chosen), model.device)
+            targets = torch.from_numpy(self.rows.targets[chosen]).to(model.device)
+            yield batch, partial(self.objective, model.network, batch, targets, chosen)
+
+
 class _Meter:
     """Adds up, while a network reads, what flows through its blocks and how much the loss depends on it."""
 
@@ -140,17 +167,17 @@ class _Meter:
         self.mask: Tensor | None = None
         self.before = self.hidden
 
-    def read(self, model: Model, examples: Sequence[Example]) -> float:
-        """Every example once, forward and backward; gives the mean loss."""
+    def read(self, sample: _Sample) -> float:
+        """Every row once, forward and backward; gives the mean loss."""
         total = 0.0
         with _hooked(self._hooks()):
-            for batch, targets in _batches(model, examples):
+            for batch, losses in sample.batches():
                 self.layer, self.mask = 0, batch.get("attention_mask")
                 self.tokens += int(batch["input_ids"].numel() if self.mask is None else self.mask.sum())
-                loss = model.task.losses(self.network(**batch), targets, 0.0).sum()
+                loss = losses().sum()
                 loss.backward()
                 total += float(loss.detach())
-        return total / len(examples)
+        return total / len(sample.places)
 
     def _hooks(self) -> Iterator[Any]:
         for dimension, total in zip((*self.found.heads, *self.found.ffn), (*self.heads, *self.ffn), strict=True):
@@ -188,7 +215,7 @@ def _watch(values: Tensor, total: Tensor) -> None:
     values.register_hook(add)
 
 
-def _skip_layers(model: Model, examples: Sequence[Example], loss: float, count: int) -> np.ndarray:
+def _skip_layers(sample: _Sample, loss: float, count: int) -> np.ndarray:
     """The rise of the loss, [count], as one layer after another is skipped.
 
     What a layer added to the loss when it was last tried is taken for the least that it adds now, so that few are tried again in each
@@ -199,7 +226,7 @@ def _skip_layers(model: Model, examples: Sequence[Example], loss: float, count: 
     while adds:
         tried = set[int]()
         while (layer := min(adds, key=lambda layer: adds[layer])) not in tried:
-            adds[layer] = _loss_without(model, examples, gone | {layer}) - loss - total
+            adds[layer] = _loss_without(sample, gone | {layer}) - loss - total
             tried.add(layer)
         total += adds.pop(layer)
         gone.add(layer)
@@ -207,7 +234,7 @@ def _skip_layers(model: Model, examples: Sequence[Example], loss: float, count: 
     return rises
 
 
-def _loss_without(model: Model, examples: Sequence[Example], skipped: set[int]) -> float:
+def _loss_without(sample: _Sample, skipped: set[int]) -> float:
     """The mean loss when some layers give back what they take."""
     layer = -1
 
@@ -219,19 +246,12 @@ def _loss_without(model: Model, examples: Sequence[Example], skipped: set[int]) 
         return (inputs[0], *output[1:]) if isinstance(output, tuple) else inputs[0]
 
     total = 0.0
-    with torch.no_grad(), _hooked(block.register_forward_hook(skip) for block in architectures.blocks(model.network.backbone)):
-        for batch, targets in _batches(model, examples):
+    hooks = (block.register_forward_hook(skip) for block in architectures.blocks(sample.model.network.backbone))
+    with torch.no_grad(), _hooked(hooks):
+        for _, losses in sample.batches():
             layer = -1
-            total += float(model.task.losses(model.network(**batch), targets, 0.0).sum())
-    return total / len(examples)
-
-
-def _batches(model: Model, examples: Sequence[Example]) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-    """Padded batches of rows of like length, with their targets."""
-    encoded = model.encoder.encode([row.text for row in examples], [row.pair for row in examples])
-    targets = model.task.targets(examples)
-    for chosen in batches([len(ids) for ids in encoded.ids], BATCH):
-        yield tensors(model.encoder.pad(encoded, chosen), model.device), torch.from_numpy(targets[chosen]).to(model.device)
+            total += float(losses().sum())
+    return total / len(sample.places)
 
 
 def _stream(output: Any) -> Tensor:

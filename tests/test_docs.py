@@ -179,7 +179,9 @@ def test_the_worked_method_runs(tiny_source: Callable, tmp_path: Path, monkeypat
     from lightune.training import Training
 
     page_module("add-a-method.md", "lightune/methods/gains.py", tmp_path)
-    line = next(block for _, block in blocks(ROOT / "docs" / "add-a-method.md", "python") if block.startswith("METHODS: dict[str, str] = {"))
+    line = next(
+        block for _, block in blocks(ROOT / "docs" / "add-a-method.md", "python") if block.startswith("METHODS: dict[str, str] = {")
+    )
     for name, title in re.findall(r'"(\w+)": "(\w+)"', line):  # the one file and the one line are all that is needed
         monkeypatch.setitem(METHODS, name, title)
     rows = tiny_models.make_rows(48)

@@ -48,6 +48,7 @@ FLOORS = (
         "importance",
         "augmentation",
         "distillation",
+        "token_distillation",
         "contrast",
         "adapters",
         "simulation",

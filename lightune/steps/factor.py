@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightune.architectures import word_embedding
 from lightune.errors import InputError
-from lightune.networks import Network
+from lightune.networks import LanguageNetwork, Network
 from lightune.options import check, option
 from lightune.steps import kept_count
 from lightune.steps.vocab import token_counts
@@ -40,10 +40,14 @@ class Factor:
         """Fix the rank, and what each token weighs; all the same where no importance is given.
 
         Raises:
-            InputError: a rank that saves nothing, or the importance of another vocabulary.
+            InputError: a rank that saves nothing, the importance of another vocabulary, or a model that generates.
         """
         if self.counts:
             return self
+        if isinstance(model.network, LanguageNetwork):
+            raise InputError(
+                "factor cannot thin the token table of a model that generates: no runtime of these reads two tables. Use vocab."
+            )
         width = word_embedding(model.network.backbone).embedding_dim
         rank = kept_count(self.keep, width, "factor:keep")
         if not 2 <= rank < width:

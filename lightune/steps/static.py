@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from lightune import architectures
 from lightune.errors import InputError
-from lightune.networks import Network
+from lightune.networks import LanguageNetwork, Network
 from lightune.options import check, option
 from lightune.runtime.tokenization import Encoder
 from lightune.steps import kept_count
@@ -44,8 +44,12 @@ class Static:
         """Choose the count, and whether two texts are compared; importance is not asked.
 
         Raises:
-            InputError: more dimensions than the base has, or two texts that nothing separates.
+            InputError: more dimensions than the base has, two texts that nothing separates, or a model that generates.
         """
+        if isinstance(model.network, LanguageNetwork):
+            raise InputError(
+                "static leaves nothing that could write text. Use depth, ffn, heads, hidden or vocab for a model that generates."
+            )
         count = kept_count(self.keep, model.network.backbone.config.hidden_size, "static:keep")
         separator = self.separator
         if separator is None and model.answers.kind in COMPARING:

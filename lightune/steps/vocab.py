@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 from torch import nn
 
 from lightune.architectures import longest_input, word_embedding
 from lightune.dimensions import Use, cut, describe
 from lightune.errors import InputError
-from lightune.networks import Network
+from lightune.networks import LanguageNetwork, Network
 from lightune.options import check, option
 from lightune.renumbering import cut_tokenizer
+from lightune.runtime.chat import ChatFormat
 from lightune.runtime.tokenization import Encoder
 from lightune.steps import kept_count
 from lightune.vocabularies import Vocabulary, choose
@@ -53,7 +55,9 @@ class Vocab:
         vocabulary = Vocabulary.of(encoder.tokenizer)
         whole = len(vocabulary.tokens)
         count = whole if self.keep is None else kept_count(self.keep, whole, "vocab:keep")
-        named = {number for _, _, number in _named_ids(backbone)} | {encoder.pad_id}
+        named = (
+            {number for _, _, number in _named_ids(backbone)} | {encoder.pad_id} | _spoken(encoder.tokenizer, getattr(model, "chat", None))
+        )
         if self.characters == "all":
             named |= {number for forms in vocabulary.characters.values() for number in forms}
         table = word_embedding(backbone).weight.detach().float().cpu().numpy()
@@ -61,7 +65,7 @@ class Vocab:
         return dataclasses.replace(self, keep=len(ids), ids=ids)
 
     def apply(self, network: Network) -> Network:
-        """Cut the token table, whatever shares it, the position table, and the ids in the configuration.
+        """Cut the token table, the language model's head, the position table, and the ids in the configuration.
 
         Raises:
             InputError: an id or a position that is not there.
@@ -71,8 +75,10 @@ class Vocab:
         found, table, limit = describe(backbone), word_embedding(backbone), longest_input(backbone.config)
         by_padding = limit != getattr(backbone.config, "max_position_embeddings", None)  # positions count from the padding id
         padding = getattr(backbone.config, "pad_token_id", None)
-        heads = [Use(part, name, 0) for part in network.modules() if _reads(part, table) for name in ("weight", "bias") if _has(part, name)]
-        cut(dataclasses.replace(found.tokens, uses=(*found.tokens.uses, *heads)), self.ids)
+        own = [network.head] if isinstance(network, LanguageNetwork) else []
+        heads = [part for part in network.modules() if _reads(part, table) or part in own]
+        uses = [Use(part, name, 0) for part in heads for name in ("weight", "bias") if _has(part, name)]
+        cut(dataclasses.replace(found.tokens, uses=(*found.tokens.uses, *uses)), self.ids)
         _renumber(backbone, places)
         if found.positions is not None and limit is not None:
             size = found.positions.size
@@ -113,6 +119,14 @@ def token_counts(model: Any, importance: Any) -> np.ndarray | None:
     if len(counts) not in (rows, model.encoder.tokenizer.get_vocab_size()) or len(counts) > rows:
         raise InputError(f"The importance counts {len(counts)} tokens, but the model has {rows}. Measure it again on this model.")
     return np.pad(counts, (0, rows - len(counts)))
+
+
+def _spoken(tokenizer: Tokenizer, chat: ChatFormat | None) -> set[int]:
+    """The added tokens that a conversation is written with, and those that begin and end answers."""
+    if chat is None:
+        return set()
+    written = {number for text, number in tokenizer.get_vocab().items() if text in (chat.bos, chat.eos, *chat.stop)}
+    return written | {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.content in chat.template}
 
 
 def _reads(part: nn.Module, table: nn.Embedding) -> bool:

@@ -106,6 +106,7 @@ def test_prompt(tiny_source: Callable[[str], Source]) -> None:
     torch.testing.assert_close(vectors(ours, ours.network.backbone.eval()), vectors(theirs, other), atol=1e-5, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning")  # what peft passes
 def test_prefix(tiny_source: Callable[[str], Source]) -> None:
     ours, theirs = start(tiny_source("gpt2"), "prefix:tokens=3"), start(tiny_source("gpt2"), "head")
     config = peft.PrefixTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3)

@@ -87,9 +87,9 @@ class Watcher:
         self.progress.update(self.progress.task_ids[0], completed=fact.step, facts=facts)
 
     def _evaluation(self, fact: Any) -> None:
-        value = fact.scores[fact.metric]
+        loss = "" if fact.metric == "loss" else f", loss {fact.loss:.4f}"
         best = ", the best so far" if fact.best else ""
-        self._say(f"epoch {fact.epoch:g}: dev {fact.metric} {value:.4f}, loss {fact.loss:.4f}{best}", "note")
+        self._say(f"epoch {fact.epoch:g}: dev {fact.metric} {fact.scores[fact.metric]:.4f}{loss}{best}", "note")
 
     def _samples(self, fact: Any) -> None:
         for row in fact.rows:

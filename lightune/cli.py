@@ -196,7 +196,7 @@ def _show_generators(record: dict[str, Any]) -> None:
     rows = [
         [
             Path(entry["path"]).name, terminal.size(entry["bytes"]), entry["tokens_per_second"]["prompt"], entry["tokens_per_second"]["generation"],
-            terminal.size(entry["resident_bytes"]), f"{entry['parity']['change']:+.2%}", "–" if entry["parity"]["agree"] is None else f"{entry['parity']['agree']:.0%}",
+            terminal.size(entry["resident_bytes"]), f"{entry['parity']['change']:+.2%}", "–" if entry["parity"]["agree"] is None else f"{entry['parity']['agree']:.0%} of {entry['parity']['prompts']}",
         ]
         for entry in record["artifacts"]
     ]  # fmt: skip

@@ -16,7 +16,7 @@ from lightune.data import Example
 from lightune.errors import CheckFailed
 from lightune.evaluation import Scores, evaluate
 from lightune.exports import onnx, sensitivity
-from lightune.exports.likeness import compare
+from lightune.exports.likeness import choose_rows, compare
 from lightune.exports.smoothing import find_smoothing
 from lightune.exports.staging import staged
 from lightune.generation import TorchGenerator
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 PARITY_ROWS = 256  # development rows on which an artefact is compared with its model
+COMPARED_TOKENS, COMPARED_PROMPTS = 10_000, 200  # held-out tokens and questions by which one that generates is compared
 SAMPLE_ROWS = 64
 SPARED = 8  # parts at most that keep more bits
 
@@ -139,7 +140,8 @@ def export_generator(
     """Write a model that generates for a target, prove that the file writes as the model does, and time it.
 
     Args:
-        rows: held-out rows of token ids, int [s] each, whose perplexity is compared. prompts: questions whose greedy answers are compared.
+        rows: held-out rows of token ids, int [s] each, whose perplexity is compared: the first COMPARED_TOKENS tokens.
+        prompts: questions whose greedy answers are compared, COMPARED_PROMPTS at most.
         sample: rows of token ids by which weights are rounded, where the target does so.
 
     Returns:
@@ -150,14 +152,16 @@ def export_generator(
     """
     found = exports.find_generative(target)
     merged = fold(model)
+    rows, prompts = choose_rows(rows, COMPARED_TOKENS), prompts[:COMPARED_PROMPTS]
     with staged(folder) as draft:
         tell(f"Writing {target}")
         found.write(merged, draft, name=name, sample=sample[:SAMPLE_ROWS])
-        tell(f"Comparing {target} with the model on {len(rows)} rows and {len(prompts)} questions")
+        tell(f"Comparing {target} with the model on up to {len(rows)} rows and {len(prompts)} questions")
         ours = TorchGenerator(merged.network, merged.encoder, merged.chat, name="the model", max_length=merged.encoder.max_length)
         theirs = open_written(draft)
         try:
             likeness = compare(ours, theirs, rows, prompts, found.tolerance)
+            tell(f"{target}: {likeness.told}")
             tell(f"Timing {target}")
             speed = benchmarking.generation_speed(theirs, list(prompts) or [merged.encoder.tokenizer.decode(list(rows[0]))])
         finally:

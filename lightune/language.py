@@ -33,7 +33,6 @@ from lightune.training import Objective, Rows, Training
 
 JUDGED_ROWS = 256  # most development rows whose loss is measured at an evaluation
 JUDGED_TOKENS = 4096  # tokens of a pass
-COMPARED_ROWS, COMPARED_PROMPTS = 64, 50  # held-out rows and questions by which an export is compared with its model
 # Options of training that have no meaning for the loss of tokens, and the value that leaves them alone.
 WITHOUT = {"label_smoothing": 0.0, "class_weights": "none", "r_drop": 0.0, "contrast": 0, "self_training": 0}
 
@@ -208,11 +207,11 @@ def held_part(prepared: Supervision) -> str:
 
 
 def held_out(prepared: Supervision) -> tuple[list[np.ndarray], list[Any]]:
-    """Rows of token ids and questions by which an export is compared with its model."""
+    """Rows of token ids, those that score first, and questions by which an export is compared with its model."""
     part = held_part(prepared)
-    rows = [row.ids for row in prepared.rows[part][:COMPARED_ROWS]]
-    prompts = [ask(row)[0] for row in list(getattr(prepared, part))[:COMPARED_PROMPTS] if row.messages]
-    return rows, prompts
+    parts = dict.fromkeys((part, "dev" if prepared.rows.get("dev") else part))
+    rows = [row.ids for name in parts for row in prepared.rows[name]]
+    return rows, [ask(row)[0] for row in getattr(prepared, part) if row.messages]
 
 
 def _spelled(model: Model, row: Supervised) -> float:

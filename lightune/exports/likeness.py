@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,6 +15,8 @@ from lightune.exports.generative import Closeness
 from lightune.runtime.generation import Generated, GenerationOptions, Generator, Prompt
 
 SHOWN = 80  # characters of a text in a message
+BLOCK = 32  # rows or prompts that both see before the clock is looked at
+SECONDS = 60.0  # for the rows, and as many for the prompts
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,26 @@ class Likeness:
         """Every field, ready for JSON."""
         return asdict(self)
 
+    @property
+    def told(self) -> str:
+        """The figures in a sentence."""
+        same = "" if self.agree is None else f"; {self.agree:.1%} of {self.prompts} greedy answers are equal"
+        return (
+            f"perplexity {self.perplexity:.4g}, the model's is {self.model_perplexity:.4g} ({self.change:+.2%} ± {self.margin:.2%} on "
+            f"{self.tokens:,} held-out tokens){same}"
+        )
+
+
+def choose_rows(rows: Sequence[np.ndarray], tokens: int) -> list[np.ndarray]:
+    """The first rows in which so many tokens can be judged, see `Likeness.tokens`; all of them where there are fewer."""
+    chosen, judged = [], 0
+    for row, first in zip(rows, _first_times(rows), strict=True):
+        chosen.append(row)
+        judged += int(first.sum())
+        if judged >= tokens:
+            break
+    return chosen
+
 
 def compare(
     model: Generator,
@@ -46,8 +70,11 @@ def compare(
     tolerance: Closeness,
     *,
     max_tokens: int = 64,
+    seconds: float = SECONDS,
 ) -> Likeness:
     """Let both judge the same rows of token ids, int [s] each, and answer the same prompts greedily.
+
+    seconds: rows beyond the first BLOCK are begun within so many alone, prompts likewise; `Likeness` counts what there was time for.
 
     Raises:
         CheckFailed: beyond the tolerance; the message says where: the row that differs most, or the first unequal answer.
@@ -55,12 +82,11 @@ def compare(
     """
     if not any(len(row) > 1 for row in rows):
         raise InputError(f"Got {len(rows)} rows to compare on, expected at least one with two tokens.")
-    first = _first_times(rows)
-    ours, theirs = (
-        [found[once] for found, once in zip(generator.token_logprobs(rows), first, strict=True)] for generator in (model, exported)
-    )
-    options = GenerationOptions(max_tokens=max_tokens)
-    said, heard = (generator.generate(prompts, options) if prompts else [] for generator in (model, exported))
+    pair, options = (model, exported), GenerationOptions(max_tokens=max_tokens)
+    judged = _both(pair, rows, lambda generator, some: generator.token_logprobs(some), seconds)
+    first = list(_first_times(rows[: len(judged[0])]))
+    ours, theirs = ([found[once] for found, once in zip(each, first, strict=True)] for each in judged)
+    said, heard = _both(pair, prompts, lambda generator, some: generator.generate(some, options), seconds)
     same = [one.text == other.text for one, other in zip(said, heard, strict=True)]
     before, after = perplexity(ours), perplexity(theirs)
     gaps = np.concatenate(theirs).astype(np.float64) - np.concatenate(ours)
@@ -78,18 +104,31 @@ def perplexity(logprobs: Sequence[np.ndarray]) -> float:
     return float(np.exp(-every.mean()))
 
 
-def _first_times(rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _both(
+    pair: tuple[Generator, Generator], items: Sequence[Any], work: Callable[[Generator, Sequence[Any]], list[Any]], seconds: float
+) -> tuple[list[Any], list[Any]]:
+    """What each of two generators makes of the items, block by block, until the seconds are over; the first block is always done."""
+    until = time.monotonic() + seconds
+    ours: list[Any] = []
+    theirs: list[Any] = []
+    for begin in range(0, len(items), BLOCK):
+        if begin and time.monotonic() >= until:
+            break
+        for generator, found in zip(pair, (ours, theirs), strict=True):
+            found += work(generator, items[begin : begin + BLOCK])
+    return ours, theirs
+
+
+def _first_times(rows: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
     """Which tokens of each row, after its first, no earlier row has after the same beginning: bool [s - 1].
 
     Conversations begin alike, and their template's words would count once for every row.
     """
-    seen: set[bytes] = set()
-    found = []
+    seen: set[int] = set()
     for row in rows:
-        starts = [np.asarray(row[: stop + 1], dtype=np.int32).tobytes() for stop in range(1, len(row))]
-        found.append(np.array([start not in seen for start in starts], dtype=bool))
-        seen.update(starts)
-    return found
+        beginnings = list(itertools.accumulate(row.tolist(), lambda before, token: hash((before, token)), initial=0))[2:]
+        yield np.array([beginning not in seen for beginning in beginnings], dtype=bool)
+        seen.update(beginnings)
 
 
 def _judged(found: Likeness, ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], tolerance: Closeness) -> list[str]:

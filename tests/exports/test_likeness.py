@@ -8,7 +8,7 @@ from tiny_generators import PROMPTS, make_language, plain, rows_of
 
 from lightune.errors import CheckFailed, InputError
 from lightune.exports.generative import Closeness
-from lightune.exports.likeness import compare, perplexity
+from lightune.exports.likeness import BLOCK, choose_rows, compare, perplexity
 from lightune.generation import TorchGenerator
 
 STRICT = Closeness(perplexity=0.005, agree=0.99)
@@ -84,3 +84,21 @@ def test_rows_without_anything_to_judge() -> None:
     with pytest.raises(InputError, match="at least one with two tokens"):
         compare(itself, itself, [np.array([1])], (), STRICT)
     assert perplexity([np.log(np.array([0.5, 0.25]))]) == pytest.approx(8**0.5)
+
+
+def test_as_many_rows_as_have_the_tokens_to_judge() -> None:
+    rows = [np.array(row) for row in ([1, 2, 3], [1, 2, 4], [1, 2, 3], [5, 6, 7, 8])]  # 2, 1, 0 and 3 tokens that count
+    for tokens, count in ((1, 1), (2, 1), (3, 2), (4, 4), (100, 4)):
+        assert len(choose_rows(rows, tokens)) == count
+
+
+def test_a_comparison_ends_with_its_time_and_tells_how_much_it_saw() -> None:
+    model = make_language("llama")
+    itself = plain(model)
+    draw = np.random.default_rng(0)
+    rows = [draw.integers(3, 99, 4).astype(np.int32) for _ in range(BLOCK + 9)]
+    prompts = [f"film {number}" for number in range(BLOCK + 9)]
+    hurried, whole = (compare(itself, itself, rows, prompts, STRICT, max_tokens=1, seconds=seconds) for seconds in (0, 60))
+    assert (hurried.tokens, hurried.prompts) == (sum(len(row) - 1 for row in rows[:BLOCK]), BLOCK)
+    assert (whole.tokens, whole.prompts) == (sum(len(row) - 1 for row in rows), len(prompts))
+    assert f"100.0% of {len(prompts)} greedy answers are equal" in whole.told

@@ -5,7 +5,8 @@ DIR/NAME/*.jsonl as in SETS below. Every run and search is kept in WORK and not 
 Each search is asked for `factor` times fewer bytes than the fine-tuned fp32 weights and `factor` times fewer milliseconds than PyTorch fp32 on
 one thread, at 99 % of the score. With --peers the same fine-tuned model also goes through onnxruntime's own dynamic int8, a student of half
 the layers that learns from the labels alone, and magnitude pruning; all are scored and timed by the same code.
-At the end of each set the fine-tuned model and the front are timed in turns; the factors come from these times.
+Where no point keeps 99 %, the same run is searched once more for half the factor, and its points stand beside the others, as does the whole
+model in int8. At the end of each set the fine-tuned model and the front are timed in turns; the factors come from these times.
 Writes benchmarks/results/shrink_to_budget.json.
 """
 
@@ -13,6 +14,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -53,18 +55,25 @@ def lightune(*command):
     assert done.returncode in (0, 1), command
 
 
-def search(name):
-    """The run folder of a set after its search."""
+def search(name, share=1.0):
+    """The run folder of a set after its search for a share of the factor; a second search has a copy of the run."""
     train, test, flags, factor = SETS[name]
     folder = Path(args.work) / name
     if not (folder / "run.json").exists() and not args.collect:
         lightune("fit", located(train), "--test", located(test), *map(located, flags), "--out", str(folder), "--overwrite", "--json")
-    if not json.loads((folder / "run.json").read_text()).get("budget") and not args.collect:
+    if share < 1 and not args.collect:
+        first, folder = folder, folder.with_name(f"{name}-{share:g}")
+        if not folder.exists():
+            shutil.copytree(first, folder, ignore=shutil.ignore_patterns("candidates", "search.json", "front.*", "small", "peers.json", "timed.json"))
+            record = {key: value for key, value in json.loads((first / "run.json").read_text()).items() if key not in ("budget", "met")}
+            record["artifacts"] = [entry for entry in record["artifacts"] if not entry["path"].endswith("/small")]
+            (folder / "run.json").write_text(json.dumps(record))
+    elif share < 1:
+        folder = folder.with_name(f"{name}-{share:g}")
+    if not (folder / "front.json").exists() and not args.collect:
         reference = json.loads((folder / "run.json").read_text())["reference"]
-        limits = {
-            "mb": reference["bytes"] / 1e6 / (factor or args.factor),
-            "ms": reference["milliseconds"]["p50"] / (factor or args.factor),
-        }
+        wanted = (factor or args.factor) * share
+        limits = {"mb": reference["bytes"] / 1e6 / wanted, "ms": reference["milliseconds"]["p50"] / wanted}
         budget = ["--keep", "0.99", "--max-mb", f"{limits['mb']:.3f}", "--max-ms", f"{limits['ms']:.4f}"]
         lightune("shrink", str(folder), *budget, "--time", args.time, "--json")
     return folder
@@ -76,14 +85,18 @@ def factors(reference, point):
     return {"smaller": round(smaller, 2), "faster": round(faster, 2), "both": round(min(smaller, faster), 2)}
 
 
-def best_at(reference, points, keep):
-    """The point with the largest lesser factor among those whose test score is at least this share of the reference's."""
-    holding = [point for point in points if point["test"] and point["test"] >= keep * reference["test"]]
-    best = max(holding, key=lambda point: factors(reference, point)["both"], default=None)
-    return best and {"name": best["name"], "kept": round(best["test"] / reference["test"], 4), **factors(reference, best)}
+def best_at(searches, keep):
+    """The point with the largest lesser factor among those of all searches whose test score is at least this share of the reference's."""
+    holding = [
+        {"name": point["name"], "kept": round(point["test"] / one["reference"]["test"], 4), **factors(one["reference"], point)}
+        for one in searches
+        for point in one["points"]
+        if point["test"] and point["test"] >= keep * one["reference"]["test"]
+    ]
+    return max(holding, key=lambda point: point["both"], default=None)
 
 
-def time_together(folder, front):
+def time_together(folder, points):
     """Milliseconds of the fine-tuned PyTorch model and of every point of the front on the same rows, in turns, medians over the rounds."""
     kept = folder / "timed.json"
     if not kept.exists() and not args.collect:
@@ -98,7 +111,7 @@ def time_together(folder, front):
         recipe = resolve(read_recipe(folder / "recipe.toml"), {})
         rows = read_all(recipe, recipe.data.train).parts["test"][:256]
         timed = {"reference": fold(models.load(folder / "model"))}
-        timed |= {str(point["id"]): runtime.load(folder / point["artifact"], threads=1) for point in front["points"] if point["on_front"]}
+        timed |= {str(point["id"]): runtime.load(folder / point["artifact"], threads=1) for point in points if point["on_front"]}
         seen = {name: [] for name in timed}
         for _ in range(ROUNDS):
             for name, predictor in timed.items():
@@ -118,43 +131,47 @@ def run_peers(folder):
     return json.loads(kept.read_text()) if kept.exists() else {}
 
 
-found = {}
-for name, (train, test, flags, _) in SETS.items():
-    folder = Path(args.work) / name
-    if (args.only and name not in args.only) or (args.collect and not (folder / "front.json").exists()):
-        continue
-    folder = search(name)
+KEYS = ("id", "name", "steps", "target", "artifact", "bytes", "milliseconds", "resident_bytes", "score", "test", "on_front", "seconds")
+
+
+def gather(folder):
+    """What a search found: its command, its points with the whole model in int8 among them, and their times beside the fine-tuned model's."""
     front, record = json.loads((folder / "front.json").read_text()), json.loads((folder / "run.json").read_text())
-    points = [
-        {
-            key: point[key]
-            for key in (
-                "id",
-                "name",
-                "steps",
-                "target",
-                "bytes",
-                "milliseconds",
-                "resident_bytes",
-                "score",
-                "test",
-                "kept",
-                "on_front",
-                "seconds",
-            )
-        }
-        for point in front["points"]
-    ]
-    timed = time_together(folder, front)
+    points = [{key: point[key] for key in KEYS} for point in front["points"]]
+    for entry in record["artifacts"]:
+        if not entry["path"].endswith("/small"):
+            points.append({
+                "id": entry["target"], "name": f"the whole model, {entry['target']}", "steps": [], "target": entry["target"], "artifact": entry["path"],
+                "bytes": entry["bytes"], "milliseconds": entry["milliseconds"]["p50"], "resident_bytes": entry["resident_bytes"], "score": None,
+                "test": entry["scores"][front["metric"]]["value"], "on_front": True, "seconds": 0.0,
+            })  # fmt: skip
+    timed = time_together(folder, points)
     reference = {**front["reference"], **({"milliseconds": timed["reference"]["milliseconds"]} if timed else {})}
     for point in points:
         point["milliseconds"] = timed.get(str(point["id"]), point)["milliseconds"]
-    found[name] = {
-        "command": " ".join(["lightune fit", train, "--test", test, *flags, "&& lightune shrink RUN --keep 0.99 --max-mb", f"{front['limits']['max_mb']:g} --max-ms {front['limits']['max_ms']:g} --time {front['limits']['time']:.0f}s"]),
-        "metric": front["metric"], "reference": reference, "timed": timed, "limits": front["limits"], "chosen": front["chosen"], "points": points,
+        point.update(factors(reference, point), kept=point["test"] and round(point["test"] / reference["test"], 4))
+        del point["artifact"]
+    limits = front["limits"]
+    return {
+        "command": f"lightune shrink RUN --keep 0.99 --max-mb {limits['max_mb']:g} --max-ms {limits['max_ms']:g} --time {limits['time']:.0f}s",
+        "metric": front["metric"], "reference": reference, "timed": timed, "limits": limits, "chosen": front["chosen"], "points": points,
         "budget": record["budget"], "met": record["met"], "seconds": json.loads((folder / "search.json").read_text())["seconds"],
-        "best": {f"{keep:.0%}": best_at(reference, points, keep) for keep in KEEPS},
-        "peers": {peer: {**point, **factors(reference, point)} for peer, point in run_peers(folder).items()} if args.peers else {},
+    }  # fmt: skip
+
+
+found = {}
+for name, (train, test, flags, _) in SETS.items():
+    if (args.only and name not in args.only) or (args.collect and not (Path(args.work) / name / "front.json").exists()):
+        continue
+    folder = search(name)
+    searches = [gather(folder)]
+    if best_at([{**searches[0], "points": [point for point in searches[0]["points"] if point["steps"]]}], 0.99) is None:
+        second = search(name, 0.5)
+        searches += [gather(second)] if (second / "front.json").exists() else []
+    found[name] = {
+        "fit": " ".join(["lightune fit", train, "--test", test, *flags]), "searches": searches,
+        "best": {f"{keep:.0%}": best_at(searches, keep) for keep in KEEPS},
+        "peers": {peer: {**point, **factors(searches[0]["reference"], point)} for peer, point in run_peers(folder).items()} if args.peers else {},
     }  # fmt: skip
     print(name, json.dumps(found[name]["best"]), file=sys.stderr)
 cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())

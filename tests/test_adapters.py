@@ -25,6 +25,7 @@ ROWS = tiny_models.make_rows(8)
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning"),  # how peft asks transformers
     pytest.mark.filterwarnings("ignore:Unsupported layer type"),
+    pytest.mark.filterwarnings("ignore:`past_key_values` is deprecated:FutureWarning"),  # what peft passes to GPT-2
 ]
 SHARED = [
     ("bert", "lora:rank=2,alpha=6,targets=query+value"),

@@ -11,7 +11,7 @@ import pytest
 import tiny_models
 import torch
 
-from lightune import distillation, importance, students
+from lightune import distillation, importance
 from lightune.errors import InputError
 from lightune.networks import tensors
 from lightune.recipes import DistillOptions, TrainOptions
@@ -95,7 +95,7 @@ def test_a_student_of_fewer_layers_and_dimensions_learns_from_the_teacher(teache
     rows = tiny_models.make_rows(200)
     for _ in Training(teacher, rows, [], TrainOptions(epochs=6, rate=3e-3)).steps():
         pass
-    student = students.copy_model(teacher)
+    student = teacher.copy()
     for spec in ("depth=1", "hidden=1/2"):
         student.shrink(make_step(spec), importance.measure(student, rows[:40]))
     encoded = teacher.encoder.encode([row.text for row in rows])

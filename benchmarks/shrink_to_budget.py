@@ -7,13 +7,14 @@ one thread, at 99 % of the score. With --peers the same fine-tuned model also go
 the layers that learns from the labels alone, and magnitude pruning; all are scored and timed by the same code.
 Where no point keeps 99 %, the same run is searched once more for half the factor, and its points stand beside the others, as does the whole
 model in int8. At the end of each set the fine-tuned model and the front are timed in turns; the factors come from these times.
-Writes benchmarks/results/shrink_to_budget.json.
+Writes benchmarks/results/shrink_to_budget.json, and with --pages the tables of docs/shrinking.md and of both READMEs from it.
 """
 
 import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import statistics
 import subprocess
@@ -24,6 +25,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--data", required=True), parser.add_argument("--work", required=True), parser.add_argument("--time", default="20min")
 parser.add_argument("--factor", type=float, default=20.0), parser.add_argument("--only", nargs="*")
 parser.add_argument("--peers", action="store_true"), parser.add_argument("--collect", action="store_true")
+parser.add_argument("--pages", action="store_true")
 parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "shrink_to_budget.json"))
 args = parser.parse_args()
 
@@ -159,6 +161,52 @@ def gather(folder):
     }  # fmt: skip
 
 
+def tell_best(best):
+    """What keeps a share of the score, in a few words."""
+    return f"{best['smaller']:.1f}× / {best['faster']:.1f}×" if best else "–"
+
+
+def tell_set(name, entry):
+    """A set's line in the summary: the model before, what the first search chose, and the largest factors at 99 and at 97 %."""
+    one = entry["searches"][0]
+    before, chosen = one["reference"], next(point for point in one["points"] if point["id"] == one["chosen"])
+    cells = [
+        name, f"{before['test']:.3f}, {before['bytes'] / 1e6:.0f} MB, {before['milliseconds']:.1f} ms",
+        f"{chosen['bytes'] / 1e6:.2f} MB, {chosen['milliseconds']:.2f} ms", f"{chosen['smaller']:.1f}×", f"{chosen['faster']:.1f}×", f"{chosen['test']:.3f}",
+        f"{100 * chosen['kept']:.1f} %", tell_best(entry["best"]["99%"]), tell_best(entry["best"]["97%"]),
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def tell_front(name, entry):
+    """A set's section: every point of its searches that was scored on the test rows."""
+    one = entry["searches"][0]
+    before, points = one["reference"], [point for search in entry["searches"] for point in search["points"] if point["test"]]
+    lines = [f"### {name}", "", f"`{entry['fit']}`", ""]
+    lines += [f"`{search['command']}`: {search['seconds'] / 60:.0f} minutes." for search in entry["searches"]]
+    lines += ["", "| what | size | smaller | ms a text | faster | test | kept |", "|---|---|---|---|---|---|---|"]
+    lines += [f"| fine-tuned, PyTorch fp32 | {before['bytes'] / 1e6:.1f} MB | 1 | {before['milliseconds']:.1f} | 1 | {before['test']:.3f} | 100 % |"]
+    named = [(point["name"], point) for point in sorted(points, key=lambda point: -point["bytes"])]
+    for title, point in [*named, *((f"*{peer}*", point) for peer, point in entry["peers"].items())]:
+        size, kept = f"{point['bytes'] / 1e6:.2f} MB | {point['smaller']:.1f}×", f"{100 * point['test'] / before['test']:.1f} %"
+        lines.append(f"| {title} | {size} | {point['milliseconds']:.2f} | {point['faster']:.1f}× | {point['test']:.3f} | {kept} |")
+    return [*lines, ""]
+
+
+def fill_pages(sets):
+    """Put the summary and the fronts between the marks of the pages; what stands before a summary's table stays."""
+    rows, root = [tell_set(name, entry) for name, entry in sets.items()], Path(__file__).parents[1]
+    fronts = [line for name, entry in sets.items() for line in tell_front(name, entry)]
+    for page, mark, lines in (
+        ("docs/shrinking.md", "summary", rows), ("docs/shrinking.md", "fronts", fronts), ("README.md", "shrink", rows), ("README.zh-CN.md", "shrink", rows),
+    ):  # fmt: skip
+        path = root / page
+        text = path.read_text(encoding="utf-8")
+        found = re.search(f"<!-- {mark}:begin -->.*?<!-- {mark}:end -->", text, flags=re.DOTALL).group()
+        head = found[: found.index("|---") + found[found.index("|---") :].index("\n") + 1] if mark != "fronts" else f"<!-- {mark}:begin -->\n\n"
+        path.write_text(text.replace(found, head + "\n".join(lines) + f"\n<!-- {mark}:end -->"), encoding="utf-8")
+
+
 found = {}
 for name, (train, test, flags, _) in SETS.items():
     if (args.only and name not in args.only) or (args.collect and not (Path(args.work) / name / "front.json").exists()):
@@ -181,3 +229,5 @@ result = {
     "sets": found,
 }
 Path(args.out).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+if args.pages:
+    fill_pages(found)

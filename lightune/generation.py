@@ -92,7 +92,7 @@ class TorchGenerator:
 
     def _run(self, drafts: list[Draft]) -> Iterator[tuple[int, Piece]]:
         """Every row's pieces as they come, with the row's number; rows that have ended leave the batch."""
-        start = _read_on if _remembers(self.network.backbone) else _read_again
+        start = _read_on if remembers(self.network.backbone) else _read_again
         state, rows = start([draft.prompt for draft in drafts], self.network.backbone, self._device), list(range(len(drafts)))
         while rows:
             with torch.inference_mode(), _evaluating(self.network):  # never open while the caller has the turn
@@ -204,8 +204,9 @@ def _read_again(prompts: list[np.ndarray], backbone: Any, device: torch.device) 
     return _Reread([prompt.tolist() for prompt in prompts], device)
 
 
-def _remembers(backbone: nn.Module) -> bool:
-    """Whether a backbone can go on from what it has read: not where a method puts vectors before every text, or edits its first token alone."""
+def remembers(backbone: nn.Module) -> bool:
+    """Whether a backbone can go on from what it has read, by the positions that it is told: not where a method puts vectors before every text,
+    or edits its first token alone."""
     placed = "position_ids" in inspect.signature(backbone.forward).parameters
     return placed and not any(getattr(part, "first_only", False) for part in backbone.modules())
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from lightune import models, sources
 from lightune.data.conversations import Conversations, read_conversation_parts, read_conversations, split_conversations
-from lightune.errors import InputError
-from lightune.generation import TorchGenerator
+from lightune.errors import InputError, unknown
+from lightune.generation import TorchGenerator, remembers
+from lightune.judging import METRICS
 from lightune.language_evaluation import TokenRow, answer, ask, evaluate_generation, perplexity
 from lightune.methods import make_method
 from lightune.models import Model
@@ -27,21 +28,23 @@ from lightune.recipes import Recipe, TrainOptions
 from lightune.runtime.answers import Answers
 from lightune.runtime.generation import GenerationOptions
 from lightune.runtime.tokenization import Encoded, batches
-from lightune.supervision import Supervised, supervise
+from lightune.supervision import Supervised, measure_room, pack, supervise
 from lightune.tasks.generate import Generate
 from lightune.training import Objective, Rows, Training
 
 JUDGED_ROWS = 256  # most development rows whose loss is measured at an evaluation
 JUDGED_TOKENS = 4096  # tokens of a pass
+PACKING_PAYS = 0.2  # share of what goes through the model that packing must spare: its attention takes longer
 # Options of training that have no meaning for the loss of tokens, and the value that leaves them alone.
 WITHOUT = {"label_smoothing": 0.0, "class_weights": "none", "r_drop": 0.0, "contrast": 0, "self_training": 0}
 
 
 @dataclass(frozen=True)
 class Supervision(Prepared):
-    """Conversations in parts, and the rows of token ids that are made of them by part."""
+    """Conversations in parts, the rows of token ids that are made of them by part, and whether training packs these."""
 
     rows: Mapping[str, Sequence[Supervised]] = field(default_factory=dict)
+    packed: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,48 @@ def prepare(recipe: Recipe, source: Any, watch: Watch = lambda fact: None) -> Su
     model.apply(method)
     if not model.trainable():
         raise InputError(f"{recipe.method} trains nothing of {recipe.model}, whose head is its token table. Use lora, full or freeze.")
-    return _gather(parts, model, facts, rows, ledgers)
+    packed = choose_packing(model, rows["train"], recipe.train, lambda sentence: watch(Told(sentence)))
+    return dataclasses.replace(_gather(parts, model, facts, rows, ledgers), packed=packed)
+
+
+def choose_packing(model: Model, rows: Sequence[Supervised], options: TrainOptions, tell: Callable[[str], None]) -> bool:
+    """Whether training packs rows into common sequences: as the option says, or where it spares enough of what goes through the model.
+
+    Raises:
+        InputError: packing is on, but rows of this model, with its method, would see each other.
+    """
+    room = measure_room(np.array([len(row.ids) for row in rows]), options.batch_size, options.batch_tokens, options.seed)
+    share = f"{room.wasted:.1%} of what goes through the model is padding, and packing spares {room.spared:.1%}"
+    if options.packing == "off" or (options.packing == "auto" and room.spared < PACKING_PAYS):
+        if options.packing == "auto":
+            tell(f"Rows are not packed: {share}; from {PACKING_PAYS:.0%} on it pays.")
+        return False
+    if packs(model, rows[:3]):
+        tell(f"Rows are packed: {share}.")
+        return True
+    if options.packing == "on":
+        method = type(model.changes[-1]).__name__.lower()
+        raise InputError(
+            f"Rows of {model.base.name} with the method {method} cannot be packed: they would see each other. Use packing off."
+        )
+    tell(f"Rows are not packed, since they would see each other in this model: {share}.")
+    return False
+
+
+def packs(model: Model, rows: Sequence[Supervised]) -> bool:
+    """Whether packed rows have the losses that they have alone."""
+    network = model.network
+    if not remembers(network.backbone):
+        return False
+    ids = tensors(model.encoder.pad(_encode(rows).encoded), model.device)["input_ids"]
+    training = network.training
+    network.eval()
+    with torch.no_grad():
+        alone, together = (
+            row_losses(network, *found, len(rows)) for found in (supervised_vectors(network, ids, rows), packed_vectors(network, rows))
+        )
+    network.train(training)
+    return torch.allclose(alone, together, rtol=1e-3, atol=1e-3)
 
 
 def open_base(recipe: Recipe, tell: Callable[[str], None] = lambda _: None) -> Model:
@@ -95,40 +139,60 @@ def open_training(prepared: Supervision, options: TrainOptions) -> Training:
     """The training of the answers' tokens; every token of a step weighs the same."""
     rows = prepared.rows["train"]
     judge = LossJudge(prepared.model, prepared.rows.get("dev", ())[:JUDGED_ROWS])
-    training = Training(prepared.model, _encode(rows), (), options, answer_objective(rows), judge)
+    training = Training(prepared.model, _encode(rows), (), options, answer_objective(rows, prepared.packed), judge)
     judge.precision = training.in_precision
     judge.remember()
     return training
 
 
-def answer_objective(rows: Sequence[Supervised]) -> Objective:
+def answer_objective(rows: Sequence[Supervised], packed: bool = False) -> Objective:
     """The mean loss of each row's supervised tokens. Logits are computed for these alone."""
 
     def losses(network: Any, batch: dict[str, Tensor], targets: Tensor, places: np.ndarray) -> Tensor:
         chosen = [rows[place] for place in places]
-        each, owners, counts = supervised_losses(network, batch["input_ids"], chosen)
-        return torch.zeros(len(chosen), device=each.device).index_add(0, owners, each) / counts
+        found = packed_vectors(network, chosen) if packed else supervised_vectors(network, batch["input_ids"], chosen)
+        return row_losses(network, *found, len(chosen))
 
     return losses
 
 
-def supervised_losses(network: LanguageNetwork, ids: Tensor, rows: Sequence[Supervised]) -> tuple[Tensor, Tensor, Tensor]:
-    """The loss of every supervised token [m], the row of each int64 [m], and how many every row has [b].
-
-    ids: int64 [b, s], filled on the right; what stands there is behind all that is read, so no mask is needed.
-    """
-    hidden, labels, owners = supervised_vectors(network, ids, rows)
-    return network.losses(hidden, labels), owners, torch.bincount(owners, minlength=len(rows))
+def row_losses(network: LanguageNetwork, hidden: Tensor, labels: Tensor, owners: Tensor, count: int) -> Tensor:
+    """The mean loss of each of so many rows [b], by the vectors of their supervised tokens, see `supervised_vectors`."""
+    each = network.losses(hidden, labels)
+    return torch.zeros(count, device=each.device).index_add(0, owners, each) / torch.bincount(owners, minlength=count)
 
 
 def supervised_vectors(network: LanguageNetwork, ids: Tensor, rows: Sequence[Supervised]) -> tuple[Tensor, Tensor, Tensor]:
-    """The vectors from which supervised tokens are predicted [m, d], these tokens int64 [m], and the row of each int64 [m]."""
+    """The vectors from which supervised tokens are predicted [m, d], these tokens int64 [m], and the row of each int64 [m].
+
+    ids: int64 [b, s], filled on the right; what stands there is behind all that is read, so no mask is needed.
+    """
     before = np.zeros(tuple(ids.shape), dtype=bool)  # the places from which supervised tokens are predicted
     for place, row in enumerate(rows):
         before[place, : len(row.trained) - 1] = row.trained[1:]
     where = torch.from_numpy(before).to(ids.device)
     hidden = network.read(ids).last_hidden_state
     return hidden[where], ids.roll(-1, 1)[where], where.nonzero()[:, 0]
+
+
+def packed_vectors(network: LanguageNetwork, rows: Sequence[Supervised]) -> tuple[Tensor, Tensor, Tensor]:
+    """`supervised_vectors` of rows in sequences as long as the longest of them, in the order of these.
+
+    Positions begin anew with every row. By that transformers knows where one ends, and masks all others, in layers of sliding windows too.
+    """
+    packed = pack([dataclasses.replace(row, row=place) for place, row in enumerate(rows)], max(len(row.ids) for row in rows))
+    shape = (len(packed), max(len(each.ids) for each in packed))
+    ids, positions, owners = (np.zeros(shape, dtype=np.int64) for _ in range(3))
+    before = np.zeros(shape, dtype=bool)
+    for line, each in enumerate(packed):
+        size = len(each.ids)
+        ids[line, :size], owners[line, :size] = each.ids, np.array(each.rows)[each.segments]
+        positions[line, :size], positions[line, size:] = each.positions, np.arange(shape[1] - size)  # what fills is a row of its own
+        before[line, : size - 1] = each.trained[1:]
+    device = network.head.weight.device
+    given, placed, where, whose = (torch.from_numpy(values).to(device) for values in (ids, positions, before, owners))
+    hidden = network.read(given, position_ids=placed).last_hidden_state
+    return hidden[where], given.roll(-1, 1)[where], whose[where]
 
 
 class LossJudge:
@@ -154,7 +218,8 @@ class LossJudge:
         for places in batches([len(ids) for ids in encoded.ids], len(self.rows), JUDGED_TOKENS):
             ids = tensors(self.model.encoder.pad(encoded, places), self.model.device)["input_ids"]
             with torch.no_grad(), self.precision():
-                each, _, _ = supervised_losses(network, ids, [self.rows[place] for place in places])
+                hidden, labels, _ = supervised_vectors(network, ids, [self.rows[place] for place in places])
+                each = network.losses(hidden, labels)
             total, count = total + float(each.double().sum()), count + len(each)
         loss = total / max(count, 1)
         return {"loss": loss, "perplexity": math.exp(min(loss, 80.0))}
@@ -306,6 +371,11 @@ def _check_options(recipe: Recipe) -> None:
     if wrong:
         names = ", ".join(name.replace("_", "-") for name in wrong)
         raise InputError(f"{names} has no meaning for generate, whose loss is that of tokens. Leave it out.")
+    strange = next((name for name in recipe.answers.metrics if name not in METRICS), None)
+    if strange and (strange == "multiple_choice" or strange.startswith("pass@")):
+        raise InputError(f"{strange} needs data of its own. Measure it after fit: lightune evaluate RUN DATA --metrics {strange}")
+    if strange:
+        raise unknown("metric", strange, METRICS)
     if recipe.budget.limits:
         raise InputError(
             "A budget (max-mb, max-ms, max-ram, keep) cannot be searched for models that generate yet. Choose a smaller export."

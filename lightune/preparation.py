@@ -100,6 +100,8 @@ def plan_method(model: Model, recipe: Recipe, rows: Sequence[Example]) -> Any:
 
 def _prepare(recipe: Recipe, source: Any, watch: Watch) -> tuple[Prepared, Any]:
     """Data, base and the planned method, which is not put on yet."""
+    if recipe.train.packing == "on":
+        raise InputError("packing is on, but only the rows of a model that generates are packed. Leave it out, or give task generate.")
     watch(Told("Reading the data"))
     splits = read_all(recipe, source)
     parts = {name: part for name, part in splits.parts.items() if name == "train" or len(part)}

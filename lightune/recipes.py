@@ -82,6 +82,11 @@ class TrainOptions:
     gradient_checkpointing: bool = option(
         False, "compute activations twice, to keep only those between blocks: less memory, a third slower"
     )
+    packing: str = option(
+        "auto",
+        "generate: rows one after another in a sequence, none of which sees another; auto packs where that spares enough padding",
+        choices=("auto", "on", "off"),
+    )
     self_training: int = option(
         0,
         "rounds in which the model says what the unlabelled rows mean (those of the data, and of --unlabelled) and one that begins anew "
@@ -159,8 +164,24 @@ class AnswerOptions:
     score_rows: int = option(200, "at most so many test questions are answered and scored; 0 only measures the loss", low=0)
     samples: int = option(3, "development questions that are answered at every evaluation, to be looked at", low=0)
     metrics: tuple[str, ...] = option(
-        (), "how answers are compared with references, the first decides; chosen by the references by default"
+        (),
+        "how answers are compared with references, the first decides; chosen by the references by default. evaluate knows two that need more "
+        "columns: pass@1 pass@10 ... of programs with tests, and multiple_choice",
     )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class ProgramOptions:
+    """How programs are drawn of which pass@k tells how many pass their tests."""
+
+    draws: int | None = option(None, "pass@k: programs drawn for each problem; as many as the largest k by default", low=1)
+    temperature: float | None = option(
+        None, "pass@k: 0 takes the likeliest program; by default 0 where one is drawn, else 0.8", low=0.0, high=5.0
+    )
+    test_seconds: float = option(10.0, "pass@k: seconds that a program may run", above=0)
 
     def __post_init__(self) -> None:
         check(self)

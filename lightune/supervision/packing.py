@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lightune.data.batches import cut_step, plan_epoch
 from lightune.errors import InputError
 from lightune.supervision.rows import Supervised
+
+MEASURED_STEPS = 500  # at most, by which it is told what packing would spare
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,17 +41,49 @@ def pack(rows: Sequence[Supervised], length: int) -> list[Packed]:
             f"{len(over):,} rows are longer than the {length:,} tokens to pack into, among them row {over[0]}. "
             "Pack into as many as the longest row has, or shorten the rows."
         )
-    room = np.zeros(len(rows), dtype=np.int64)
-    bins: list[list[Supervised]] = []
-    for row in sorted(rows, key=lambda row: -len(row.ids)):
-        fits = room[: len(bins)] >= len(row.ids)
+    return [_packed([rows[place] for place in together]) for together in _first_fit([len(row.ids) for row in rows], length)]
+
+
+@dataclass(frozen=True)
+class Room:
+    """Tokens of the same rows as they go through the model: alone, side by side in batches of like length, and packed."""
+
+    tokens: int
+    padded: int
+    packed: int
+
+    @property
+    def wasted(self) -> float:
+        """The share of padding side by side."""
+        return 1 - self.tokens / max(self.padded, 1)
+
+    @property
+    def spared(self) -> float:
+        """The share of what goes through the model that packing spares."""
+        return 1 - self.packed / max(self.padded, 1)
+
+
+def measure_room(lengths: np.ndarray, step_size: int, batch_tokens: int, seed: int) -> Room:
+    """What the steps of an epoch would take, by the tokens of its rows int [n] and the options of training; of many steps some speak for all."""
+    steps = plan_epoch(lengths, step_size, seed, 0)[:MEASURED_STEPS]
+    pieces = [lengths[piece] for rows in steps for piece in cut_step(rows, lengths, batch_tokens)]
+    packed = sum(len(_first_fit(piece, int(piece.max()))) * int(piece.max()) for piece in pieces)
+    return Room(sum(int(piece.sum()) for piece in pieces), sum(len(piece) * int(piece.max()) for piece in pieces), packed)
+
+
+def _first_fit(lengths: Sequence[int] | np.ndarray, length: int) -> list[list[int]]:
+    """The places of the rows that go together."""
+    room = np.zeros(len(lengths), dtype=np.int64)
+    bins: list[list[int]] = []
+    for row in np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable").tolist():
+        fits = room[: len(bins)] >= lengths[row]
         place = int(fits.argmax()) if fits.any() else len(bins)
         if place == len(bins):
             bins.append([])
             room[place] = length
         bins[place].append(row)
-        room[place] -= len(row.ids)
-    return [_packed(together) for together in bins]
+        room[place] -= lengths[row]
+    return bins
 
 
 def _packed(rows: Sequence[Supervised]) -> Packed:

@@ -266,7 +266,12 @@ def predict(
 
 
 @app.command
-@with_options(recipes.DataOptions, recipes.AnswerOptions, skip=("train", "dev", "test", "dev_share", "test_share", "max_length", "samples"))
+@with_options(
+    recipes.DataOptions,
+    recipes.AnswerOptions,
+    recipes.ProgramOptions,
+    skip=("train", "dev", "test", "dev_share", "test_share", "max_length", "samples"),
+)
 def evaluate(
     target: Annotated[str, Parameter(help="a run, a model folder or an artefact folder")],
     data: Annotated[str, Parameter(help="labelled data: a file, a folder, a catalogue name or hub:owner/name")], /, *,
@@ -302,8 +307,8 @@ def _show_written(found: dict[str, Any]) -> None:
     values = {name: value for name, value in found["scores"].items() if name != "primary"}
     rows = [[name, *(f"{value[key]:.4f}" for key in ("value", "low", "high"))] for name, value in values.items()]
     terminal.print_table(["metric", "value", "low", "high"], rows, title=f"{found['rows']} questions")
-    worst = [[row["row"], row["text"][:60], row["target"][0][:60], row["answer"][:60]] for row in found["worst"][:10]]
-    terminal.print_table(["row", "question", "is", "answered"], worst, title="Worst answers")
+    if worst := [[row["row"], row["text"][:60], row["target"][0][:60], row["answer"][:60]] for row in found.get("worst", ())[:10]]:
+        terminal.print_table(["row", "question", "is", "answered"], worst, title="Worst answers")
 
 
 @app.command

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,10 +16,13 @@ from lightune.errors import InputError
 from lightune.evaluation import WORST, Score
 from lightune.judging import choose_metrics, group_references, score_answers
 from lightune.metrics import bootstrap
+from lightune.recipes import ProgramOptions
 from lightune.runtime.generation import Generated, GenerationOptions, Generator, Message, Prompt
+from lightune.sandbox.problems import Problem, pass_at_k, read_problem, run_samples
 
 SAMPLES = 10  # answers shown
 ROWS_AT_ONCE = 64  # rows of token ids handed over in one call
+DRAWN_AT = 0.8  # the temperature at which several programs are drawn (Chen et al. 2021, section 3.3)
 
 
 @dataclass(frozen=True)
@@ -166,16 +170,21 @@ def read_questions(rows: Iterable[Mapping[str, Any]]) -> list[Question]:
     return questions
 
 
-def multiple_choice(generator: Generator, questions: Sequence[Question], *, resamples: int = 300, seed: int = 0) -> dict[str, Any]:
+def multiple_choice(
+    generator: Generator, questions: Sequence[Question], *, limit: int | None = None, resamples: int = 300, seed: int = 0
+) -> dict[str, Any]:
     """Accuracy of the choice with the largest log-probability (`accuracy`), and per byte of the choice (`accuracy_norm`).
 
     The same as lm-evaluation-harness's acc and acc_norm. Also `predictions`, the numbers of the choices by both.
+    limit: at most so many questions, drawn by the seed.
 
     Raises:
         InputError: there are no questions, or one does not fit the generator.
     """
     if not questions:
         raise InputError("There are no questions, expected at least one.")
+    available = len(questions)
+    questions = [questions[place] for place in np.sort(np.random.default_rng(seed).permutation(available)[:limit])]
     pairs = [split_pair(generator, question.prompt, f" {choice}") for question in questions for choice in question.choices]
     sums = iter([float(chances.sum(dtype=np.float64)) for chances in score_continuations(generator, pairs)])
     picks = np.empty((len(questions), 2), int)
@@ -187,7 +196,8 @@ def multiple_choice(generator: Generator, questions: Sequence[Question], *, resa
     names = ("accuracy", "accuracy_norm")
     scores = _with_intervals(lambda rows: dict(zip(names, right[rows].mean(0).tolist(), strict=True)), len(questions), resamples, seed)
     scored = {name: score.to_dict() for name, score in scores.items()}
-    return {"rows": len(questions), "scores": {"primary": "accuracy", **scored}, "predictions": picks.tolist()}
+    facts = {"rows": len(questions), "available": available}
+    return {**facts, "scores": {"primary": "accuracy", **scored}, "predictions": picks.tolist()}
 
 
 def answer(generator: Generator, prompts: Sequence[Prompt], options: GenerationOptions) -> list[Generated | None]:
@@ -259,12 +269,97 @@ def evaluate_generation(
     return facts | _count(made, [conversations[row] for row in firsts]) | {"seconds": round(seconds, 3)} | _show(rows, names[0])
 
 
+def read_ks(metrics: Sequence[str]) -> tuple[int, ...]:
+    """The k of each ``pass@k``; none where no metric is one.
+
+    Raises:
+        InputError: a k that is no number above 0, or another metric beside them.
+    """
+    if not any(name.startswith("pass@") for name in metrics):
+        return ()
+    if wrong := [name for name in metrics if not re.fullmatch(r"pass@[1-9]\d*", name)]:
+        raise InputError(
+            f"The metrics are {', '.join(metrics)}, of which {wrong[0]} is no pass@k. Name pass@k alone, as in pass@1 pass@10."
+        )
+    return tuple(int(name.removeprefix("pass@")) for name in metrics)
+
+
+def evaluate_programs(
+    generator: Generator,
+    rows: Sequence[tuple[int, Mapping[str, Any]]],
+    ks: Sequence[int],
+    programs: ProgramOptions,
+    *,
+    max_tokens: int = 512,
+    limit: int | None = None,
+    part: str = "test",
+    resamples: int = 300,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The chance that of k programs for a problem one at least passes its tests (Chen et al. 2021), the mean over problems, for each k.
+
+    The problem is asked as a question, through the chat template. Programs run in `sandbox`.
+
+    Args:
+        rows: numbers and columns of problems, see `sandbox.problems.read_problem`. limit: at most so many, drawn by the seed.
+
+    Returns:
+        as `evaluate_generation`; also draws, temperature and outcomes (count of programs by `sandbox.Outcome.reason`). The answer that is
+        shown of a problem is the first that fails, else the first.
+
+    Raises:
+        InputError: a row that is no problem, fewer draws than k, or several draws that would all be the same.
+    """
+    draws = programs.draws or max(ks)
+    temperature = programs.temperature if programs.temperature is not None else DRAWN_AT * (draws > 1)
+    if draws < max(ks) or (draws > 1 and not temperature):
+        raise InputError(
+            f"pass@{max(ks)} was asked for, with draws {draws} and temperature {temperature:g}; expected at least {max(ks)} draws, and a "
+            "temperature above 0 where there are several."
+        )
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(rows))[:limit])
+    problems = [read_problem(rows[place][1]) for place in chosen]
+    options = GenerationOptions(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    prompts = [(Message("user", problem.prompt),) for problem in problems for _ in range(draws)]
+    start = time.perf_counter()
+    made = answer(generator, prompts, options)
+    seconds = time.perf_counter() - start
+    tried = [
+        _try(rows[place][0], problem, made[begin : begin + draws], ks, programs.test_seconds)
+        for place, problem, begin in zip(chosen, problems, range(0, len(made), draws), strict=True)
+    ]
+    names = [f"pass@{k}" for k in ks]
+    table = np.array([[row[name] for name in names] for row, _ in tried])
+    scores = _with_intervals(lambda picked: dict(zip(names, table[picked].mean(0).tolist(), strict=True)), len(tried), resamples, seed)
+    values = {name: score.to_dict() for name, score in scores.items()}
+    outcomes = dict(sorted(Counter(reason for _, reasons in tried for reason in reasons).items()))
+    facts = {"part": part, "rows": len(tried), "available": len(rows), "scores": {"primary": names[0], **values}}
+    drawn = {"draws": draws, "temperature": temperature, "outcomes": outcomes, "seconds": round(seconds, 3)}
+    return facts | _count(made, ()) | drawn | _show([row for row, _ in tried], names[0])
+
+
+def _try(
+    number: int, problem: Problem, made: Sequence[Generated | None], ks: Sequence[int], seconds: float
+) -> tuple[dict[str, Any], list[str]]:
+    """What is told of a problem, and how each of its programs ended."""
+    outcomes = run_samples(problem, [one.text if one else "" for one in made], seconds=seconds)
+    place = next((place for place, outcome in enumerate(outcomes) if not outcome.passed), 0)
+    passed = sum(outcome.passed for outcome in outcomes)
+    told = {"row": number, "text": problem.prompt, "target": [problem.after], **_tell(made[place])}
+    told |= {"passed": passed, "reason": outcomes[place].reason, "detail": outcomes[place].detail}
+    return told | {f"pass@{k}": pass_at_k(len(made), passed, k) for k in ks}, [outcome.reason for outcome in outcomes]
+
+
 def _describe(conversation: Conversation, prompt: Sequence[Message], references: Sequence[str], made: Generated | None) -> dict[str, Any]:
     text = "\n".join(f"{turn.role}: {turn.content}" for turn in prompt) if len(prompt) > 1 else prompt[0].content
-    told = (
+    return {"row": conversation.row, "text": text, "target": list(references), **_tell(made)}
+
+
+def _tell(made: Generated | None) -> dict[str, Any]:
+    """An answer, or that there was no room for one."""
+    return (
         {"answer": made.text, "finish": made.finish, "tokens": made.tokens} if made else {"answer": "", "finish": "too_long", "tokens": 0}
     )
-    return {"row": conversation.row, "text": text, "target": list(references), **told}
 
 
 def _count(made: Sequence[Generated | None], conversations: Sequence[Conversation]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lightune import benchmarking, sources
 from lightune.costs import measure_probes
@@ -16,9 +16,11 @@ from lightune.costs.measuring import PROBES
 from lightune.data import Example, read, read_parts
 from lightune.data.columns import part_name
 from lightune.data.conversations import read_conversation_parts, read_conversations
+from lightune.data.records import read_records
 from lightune.errors import InputError, MissingExtra
-from lightune.language_evaluation import evaluate_generation
-from lightune.recipes import AnswerOptions
+from lightune.language_evaluation import evaluate_generation, evaluate_programs, multiple_choice, read_ks, read_questions
+from lightune.options import build
+from lightune.recipes import AnswerOptions, ProgramOptions
 from lightune.runtime.generation import GenerationOptions, Message
 from lightune.runtime.manifest import read_json
 
@@ -30,6 +32,7 @@ BENCH_ROWS = 256
 SENTENCE = "How can I find out where my new card is and when it will arrive at my house"
 
 Tell = Callable[[str], None]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -181,28 +184,52 @@ def _questions(file: str, column: str | None = None) -> Iterator[Any]:
 
 
 def evaluate_written(generator: Any, data: Any, *, part: str | None = None, **options: Any) -> dict[str, Any]:
-    """The scores of a generator's greedy answers to the questions of a data set; see `language_evaluation.evaluate_generation`.
+    """The scores of a generator on a data set: of its greedy answers to questions, see `language_evaluation.evaluate_generation`; with the
+    metrics pass@k of its programs, with multiple_choice of the choices that it finds likeliest.
 
-    options: those of reading (shape, prompt, completion, system, ...) and of `recipes.AnswerOptions` (max_tokens, score_rows, metrics).
+    options: those of reading (shape, prompt, completion, system, ...), of `recipes.AnswerOptions` (max_tokens, score_rows, metrics) and of
+    `recipes.ProgramOptions`.
     """
-    asked = AnswerOptions(**{name: options.pop(name) for name in ("max_tokens", "score_rows") if name in options})
-    metrics = tuple(options.pop("metrics", ()))
+    asked, programs = _taken(AnswerOptions, options), _taken(ProgramOptions, options)
+    asked = dataclasses.replace(asked, metrics=tuple(name.strip() for names in asked.metrics for name in names.split(",")))
     how = {name: options[name] for name in READING if name in options}
-    parts = read_conversation_parts(sources.locate_data(data), **how)
-    chosen = part_name(part) if part else next(iter(parts)) if len(parts) == 1 else "test"
-    if chosen not in parts:
-        raise InputError(f"{data} has no part {part or 'test'!r}; it has {', '.join(parts)}. Name one with --part.")
     try:
+        if ks := read_ks(asked.metrics):
+            rows = _rows(data, part, how)
+            return evaluate_programs(
+                generator, rows, ks, programs, max_tokens=asked.max_tokens, limit=asked.score_rows or None, part=part or "data"
+            )
+        if "multiple_choice" in asked.metrics:
+            if len(asked.metrics) > 1:
+                raise InputError(f"The metrics are {', '.join(asked.metrics)}; multiple_choice stands alone. Ask for the others apart.")
+            questions = read_questions(row for _, row in _rows(data, part, how))
+            return {"part": part or "data", **multiple_choice(generator, questions, limit=asked.score_rows or None)}
+        parts = read_conversation_parts(sources.locate_data(data), **how)
+        chosen = part_name(part) if part else next(iter(parts)) if len(parts) == 1 else "test"
+        if chosen not in parts:
+            raise InputError(f"{data} has no part {part or 'test'!r}; it has {', '.join(parts)}. Name one with --part.")
         return evaluate_generation(
             generator,
             [row for row in parts[chosen] if row.messages],
             options=GenerationOptions(max_tokens=asked.max_tokens),
-            metrics=metrics or None,
+            metrics=asked.metrics or None,
             limit=asked.score_rows or None,
             part=part or "data",
         )
     finally:
         generator.close()
+
+
+def _taken(cls: type[T], options: dict[str, Any]) -> T:
+    """An options object of those among the options that are its own, which are taken out."""
+    names = [item.name for item in dataclasses.fields(cls) if item.name in options]  # type: ignore[arg-type]
+    return build(cls, {name: options.pop(name) for name in names}, "evaluate")
+
+
+def _rows(data: Any, part: str | None, how: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+    return read_records(
+        sources.locate_data(data), part=part, **{name: how[name] for name in ("limit", "delimiter", "encoding") if name in how}
+    )
 
 
 def shorten(answer: dict[str, Any]) -> str:

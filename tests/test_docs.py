@@ -18,10 +18,11 @@ from types import ModuleType
 import numpy as np
 import pytest
 from test_floors import FLOORS
+from tiny_conversations import write_base
 
 import lightune
 from lightune import cli, models
-from lightune.data import checks, columns
+from lightune.data import checks, columns, read_conversations, split_conversations
 from lightune.recipes import TrainOptions
 from lightune.runtime import answers
 from lightune.tasks import TASKS, find_task
@@ -237,6 +238,10 @@ def test_examples_name_columns_that_make_their_task(path: Path, monkeypatch: pyt
     read: list[str] = []
 
     def fit(data: object, out: str, **options: object) -> None:
+        if options.get("task") == "generate":
+            split_conversations(read_conversations(data), seed=0)
+            read.append("generate")
+            raise SystemExit
         named = {name: value for name, value in options.items() if name in ("task", "text", "pair", "label")}
         examples = lightune.read(data, **named)
         lightune.split(examples, seed=0)
@@ -254,7 +259,8 @@ def test_examples_name_columns_that_make_their_task(path: Path, monkeypatch: pyt
 def test_examples_run(tiny_source: Callable, tmp_path: Path) -> None:
     """From fit to the runtime alone, on a tiny base."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for command in (["classify.py", str(tiny_source("bert").folder)], ["runtime_only.py"]):
+    decoder = write_base(tmp_path / "decoder", max_position_embeddings=256)
+    for command in (["generate.py", str(decoder)], ["classify.py", str(tiny_source("bert").folder)], ["runtime_only.py"]):
         arguments = [sys.executable, str(ROOT / "examples" / command[0]), *command[1:]]
         done = subprocess.run(arguments, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr[-2000:]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -249,7 +250,13 @@ def test_some_empty_answers_are_counted(base: Path, tmp_path: Path, capsys: Capt
 
 @pytest.mark.parametrize(
     ("roles", "message"),
-    [(("user", "user", "assistant"), "follows another"), (("system", "user", "assistant"), "System role not supported")],
+    [
+        (("user", "user", "assistant"), "follows another"),
+        (("assistant", "user"), "the assistant speaks first"),
+        (("user", "system", "assistant"), "a system turn is not the first turn"),
+        (("user", "narrator"), "unknown role 'narrator'"),
+        (("system", "user", "assistant"), "System role not supported"),
+    ],
 )
 def test_roles_that_cannot_be_are_told(base: Path, tmp_path: Path, capsys: Capture, roles: tuple[str, ...], message: str) -> None:
     (tmp_path / "gemma.jinja").write_text(GEMMA)
@@ -268,17 +275,22 @@ def test_a_template_without_an_end_token_is_warned_of(data: Path, base: Path, tm
     (tmp_path / "endless.jinja").write_text(ENDLESS)
     command = ["inspect", str(data), "--model", str(base), "--template", str(tmp_path / "endless.jinja")]
     assert printed(capsys, *command)["conversations"]["ledger"]["train"]["endless_rows"] == 96
+    assert main(fit_arguments(data, base, tmp_path / "run", template=tmp_path / "endless.jinja", epochs=0.1)) == 0
+    assert re.search(r"warning: train: \d+ rows have no end token after their last answer", capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("policy", ["drop", "cut-left"])
-def test_rows_that_are_too_long_are_refused_or_counted(base: Path, tmp_path: Path, capsys: Capture, policy: str) -> None:
+@pytest.mark.parametrize(
+    ("policy", "count"), [("drop", "dropped_rows"), ("cut-left", "cut_rows"), ("cut-right", "unsupervised_rows"), ("split", "cut_rows")]
+)
+def test_rows_that_are_too_long_are_refused_or_counted(base: Path, tmp_path: Path, capsys: Capture, policy: str, count: str) -> None:
     rows = [{"prompt": "film " * (50_000 if number == 7 else 1), "completion": "film"} for number in range(20)]
     data = write_jsonl(tmp_path / "rows.jsonl", rows)
     said = failure(capsys, *fit_arguments(data, base, tmp_path / "run", dev_share=0, test_share=0))
     assert "rows 8 (" in said
     assert "too-long" in said
     ledger = printed(capsys, "inspect", str(data), "--model", str(base), "--too-long", policy)["conversations"]["ledger"]["train"]
-    assert ledger["dropped_rows" if policy == "drop" else "cut_rows"] == 1
+    assert ledger[count] == 1
+    assert ledger["longest"] > 50_000
 
 
 @pytest.fixture

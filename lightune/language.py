@@ -34,7 +34,7 @@ from lightune.training import Objective, Rows, Training
 
 JUDGED_ROWS = 256  # most development rows whose loss is measured at an evaluation
 JUDGED_TOKENS = 4096  # tokens of a pass
-PACKING_PAYS = 0.2  # share of what goes through the model that packing must spare: its attention takes longer
+PACKING_PAYS = 0.1  # share of what goes through the model that packing must spare: attention with a mask takes longer
 # Options of training that have no meaning for the loss of tokens, and the value that leaves them alone.
 WITHOUT = {"label_smoothing": 0.0, "class_weights": "none", "r_drop": 0.0, "contrast": 0, "self_training": 0}
 

@@ -32,9 +32,9 @@ class Span:
 def blocks(backbone: nn.Module) -> list[nn.Module]:
     """The transformer blocks, lowest first: the longest list of equal modules that is not inside another such list.
 
-    ALBERT's shared block is one block.
+    ALBERT's shared block is one block. Of an encoder with a decoder the encoder's come first.
     """
-    return list(_longest_list(backbone))
+    return [block for stack in stacks(backbone) for block in stack]
 
 
 def stacks(backbone: nn.Module) -> list[nn.ModuleList]:

@@ -166,9 +166,10 @@ def _show_run(folder: Path, record: dict[str, Any]) -> None:
         if reference
         else []
     )
-    if record["task"] == "generate":
+    generates = record["task"] in recipes.DEFAULTS
+    if generates:
         _show_generators(record)
-    for entry in record["artifacts"] if record["task"] != "generate" else ():
+    for entry in () if generates else record["artifacts"]:
         value = entry["scores"][primary]["value"] if entry["scores"] else "–"
         agree = f"{entry['parity']['agree']:.1%}"
         rows.append(

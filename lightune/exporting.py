@@ -150,7 +150,7 @@ def export_generator(
     Raises:
         InputError: unknown target. CheckFailed: the file is too far from the model.
     """
-    found = exports.find_generative(target)
+    found = exports.find_generative(target, model.answers.kind)
     merged = fold(model)
     rows, prompts = choose_rows(rows, COMPARED_TOKENS), prompts[:COMPARED_PROMPTS]
     with staged(folder) as draft:
@@ -180,7 +180,7 @@ def open_written(folder: Path) -> Generator:
         return load_gguf(folder)
     facts = read_json(folder / "task.json")
     model = models.start_language(
-        sources.resolve_model(str(folder)), task_for(Answers("generate", ())), max_length=int(facts["max_length"])
+        sources.resolve_model(str(folder)), task_for(Answers(facts["kind"], ())), max_length=int(facts["max_length"])
     )
     return TorchGenerator(model.network, model.encoder, model.chat, name=facts["name"], max_length=int(facts["max_length"]))
 

@@ -38,6 +38,7 @@ from lightune.recipes import Recipe, format_recipe, read_recipe, resolve
 from lightune.reports import write_card, write_report
 from lightune.runs import Run, describe_environment, free_name, full_disk_told, new_run, open_run
 from lightune.steps import check_lasting
+from lightune.tasks import GENERATIVE
 from lightune.training import Evaluation, Training
 
 SPARE = 0.95  # of the seconds that training may take: what the forecast of two steps may be wrong by
@@ -130,7 +131,7 @@ def resume(folder: str | Path, *, data: Any = None, watch: Watch = lambda fact: 
 
 
 def _prepare(recipe: Recipe, source: Any, watch: Watch) -> Prepared:
-    return language.prepare(recipe, source, watch) if recipe.data.task == "generate" else prepare(recipe, source, watch)
+    return language.prepare(recipe, source, watch) if recipe.data.task in GENERATIVE else prepare(recipe, source, watch)
 
 
 def _hold_budget(run: Run, recipe: Recipe, source: Any, watch: Watch) -> Run:
@@ -145,7 +146,8 @@ def export_again(folder: str | Path, targets: Sequence[str], *, watch: Watch = l
     run = open_run(folder)
     recipe = resolve(read_recipe(run.folder / "recipe.toml"), {})
     model, record = models.load(run.model), run.record
-    if recipe.data.task == "generate":
+    if recipe.data.task in GENERATIVE:
+        find_targets(dataclasses.replace(recipe, to=tuple(targets)))
         prepared = language.attend(model, recipe, recipe.data.train, watch)
         record["artifacts"], refused = _export_generators(run, prepared, targets, record, watch)
         _close(run, record, refused)
@@ -180,10 +182,13 @@ def export_again(folder: str | Path, targets: Sequence[str], *, watch: Watch = l
 def find_targets(recipe: Recipe) -> tuple[str, ...]:
     """The targets to export, checked before anything slow happens."""
     wanted = () if recipe.to == ("none",) else recipe.to
-    find = exports.find_generative if recipe.data.task == "generate" else exports.find_export
     for target in wanted:
-        if target != PEFT:
-            find(target)
+        if target == PEFT:
+            continue
+        if recipe.data.task in GENERATIVE:
+            exports.find_generative(target, recipe.data.task)
+        else:
+            exports.find_export(target)
     return wanted
 
 

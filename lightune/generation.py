@@ -11,9 +11,10 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, EncoderDecoderCache
 
 from lightune.errors import InputError
+from lightune.networks import TranslationNetwork
 from lightune.runtime.chat import ChatFormat
 from lightune.runtime.drafts import Draft, collect
 from lightune.runtime.generation import Generated, GenerationOptions, Piece, Prompt
@@ -30,7 +31,8 @@ class TorchGenerator:
     """A network that generates; see `runtime.generation.Generator` for its members.
 
     Args:
-        network: `backbone`, a decoder of transformers (AutoModel), and `head`, a linear layer [d → v]. It is not changed.
+        network: `backbone`, a decoder of transformers (AutoModel), and `head`, a linear layer [d → v]; or a `TranslationNetwork`, which reads a
+            prompt with its encoder. It is not changed.
         encoder: its tokenizer. chat: how a conversation is written and what ends an answer, None where it has no template.
         max_length: most tokens of prompt and answer together.
         precision: what it computes in; None leaves the network's own. Another one costs a second copy of the weights.
@@ -49,7 +51,9 @@ class TorchGenerator:
         self.name = name
         self.max_length = max_length
         self.network = _cast(network, precision)
-        self.prompting = Prompting(make_table(encoder.tokenizer, chat.stop if chat else ()), chat, max_length)
+        self.prompting = Prompting(
+            make_table(encoder.tokenizer, chat.stop if chat else ()), chat, max_length, getattr(network, "end", None)
+        )
 
     def count_tokens(self, prompt: Prompt) -> int:
         return len(self.encode_prompt(prompt))
@@ -92,8 +96,7 @@ class TorchGenerator:
 
     def _run(self, drafts: list[Draft]) -> Iterator[tuple[int, Piece]]:
         """Every row's pieces as they come, with the row's number; rows that have ended leave the batch."""
-        start = _read_on if remembers(self.network.backbone) else _read_again
-        state, rows = start([draft.prompt for draft in drafts], self.network.backbone, self._device), list(range(len(drafts)))
+        state, rows = self._start([draft.prompt for draft in drafts]), list(range(len(drafts)))
         while rows:
             with torch.inference_mode(), _evaluating(self.network):  # never open while the caller has the turn
                 logits = self._logits(state.read(self.network.backbone)).cpu().numpy()
@@ -104,15 +107,25 @@ class TorchGenerator:
             if rows:
                 state.go_on([drafts[row].tokens[-1] for row in rows], staying)
 
+    def _start(self, prompts: list[np.ndarray]) -> _State:
+        """A batch of prompts, nothing read of it yet."""
+        if isinstance(self.network, TranslationNetwork):
+            with torch.inference_mode(), _evaluating(self.network):
+                return _read_sources(prompts, self.network, self._device)
+        start = _read_on if remembers(self.network.backbone) else _read_again
+        return start(prompts, self.network.backbone, self._device)
+
     def _scores(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
         """`token_logprobs` of a batch. What fills short rows follows them, so a causal model never sees it."""
         lengths = [len(row) - 1 for row in rows]
         ids = torch.zeros(len(rows), max(lengths), dtype=torch.long)
         real = torch.arange(ids.shape[1]) < torch.tensor(lengths)[:, None]
-        ids[real] = torch.from_numpy(np.concatenate([row[:-1] for row in rows]).astype(np.int64))
-        targets = torch.from_numpy(np.concatenate([row[1:] for row in rows]).astype(np.int64)).to(self._device)
+        following = torch.zeros_like(ids)
+        for given, cut in ((ids, slice(None, -1)), (following, slice(1, None))):
+            given[real] = torch.from_numpy(np.concatenate([row[cut] for row in rows]).astype(np.int64))
         with torch.inference_mode(), _evaluating(self.network):
-            hidden = self.network.backbone(input_ids=ids.to(self._device), use_cache=False).last_hidden_state[real.to(self._device)]
+            read, scored = self._read(ids, real)
+            hidden, targets = read[scored.to(self._device)], following[scored].to(self._device)
             step = max(1, LOGITS // self.network.head.weight.shape[0])
             values = torch.cat(
                 [
@@ -120,7 +133,21 @@ class TorchGenerator:
                     for part, goal in zip(hidden.split(step), targets.split(step), strict=True)
                 ]
             )
-        return np.split(values.cpu().numpy(), np.cumsum(lengths)[:-1])
+        found = torch.full(real.shape, torch.nan)
+        found[scored] = values.cpu()
+        return [row[:length].numpy() for row, length in zip(found, lengths, strict=True)]
+
+    def _read(self, ids: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """The hidden states [b, s, d] of token ids [b, s], and the places among the real ones from which a token is predicted, bool [b, s]."""
+        if not isinstance(self.network, TranslationNetwork):
+            return self.network.backbone(input_ids=ids.to(self._device), use_cache=False).last_hidden_state, real
+        ids = ids.masked_fill(~real, self.network.padding)
+        places = torch.arange(ids.shape[1]) >= self.network.sources(ids)[:, None] - 1
+        if not (found := real & places & (ids == self.network.end).any(1, keepdim=True)).any(1).all():
+            raise InputError(
+                "A row is a source without a target. An encoder with a decoder tells how likely a target is, after the source's end token."
+            )
+        return self.network.read(ids.to(self._device)).last_hidden_state, found
 
     def _logits(self, hidden: Tensor) -> Tensor:
         """Logits float32 [n, v] of hidden states [n, d], with the soft cap that Gemma 2 has (2024, section 2)."""
@@ -198,6 +225,44 @@ class _Reread:
 
     def go_on(self, tokens: list[int], rows: list[int]) -> None:
         self.rows = [[*self.rows[row], token] for row, token in zip(rows, tokens, strict=True)]
+
+
+@dataclass
+class _Answering:
+    """Sources that were read: `hidden` [b, s, d] with their mask [b, s]; the decoder reads `ids` [b, 1] next and keeps keys and values."""
+
+    hidden: Tensor
+    mask: Tensor
+    ids: Tensor
+    scale: float
+    cache: EncoderDecoderCache
+
+    def read(self, backbone: nn.Module) -> Tensor:
+        known = inspect.signature(backbone.forward).parameters
+        cache = {"cache" if "cache" in known else "past_key_values": self.cache}
+        outputs = backbone(
+            encoder_outputs=(self.hidden,), attention_mask=self.mask, decoder_input_ids=self.ids, use_cache=True, **cache
+        )  # fmt: skip
+        return outputs.last_hidden_state[:, -1] * self.scale
+
+    def go_on(self, tokens: list[int], rows: list[int]) -> None:
+        if len(rows) < len(self.mask):
+            chosen = torch.tensor(rows, device=self.mask.device)
+            self.cache.batch_select_indices(chosen)
+            self.hidden, self.mask = self.hidden[chosen], self.mask[chosen]
+        self.ids = torch.tensor(tokens, device=self.mask.device)[:, None]
+
+
+def _read_sources(prompts: list[np.ndarray], network: TranslationNetwork, device: torch.device) -> _State:
+    lengths = torch.tensor([len(prompt) for prompt in prompts])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    ids = torch.full(mask.shape, network.padding)
+    ids[mask] = torch.from_numpy(np.concatenate(prompts).astype(np.int64))
+    backbone: Any = network.backbone
+    given = mask.long().to(device)
+    hidden = backbone.encoder(input_ids=ids.to(device), attention_mask=given).last_hidden_state
+    cache = EncoderDecoderCache(*(DynamicCache(config=backbone.decoder.config) for _ in range(2)))
+    return _Answering(hidden, given, torch.full((len(prompts), 1), network.start, device=device), network.scale, cache)
 
 
 def _read_again(prompts: list[np.ndarray], backbone: Any, device: torch.device) -> _State:

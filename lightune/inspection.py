@@ -10,7 +10,7 @@ from lightune import sources
 from lightune.catalogue import CATALOGUE
 from lightune.data import doctor, read_parts
 from lightune.errors import InputError, MissingExtra
-from lightune.recipes import GENERATE_DEFAULTS, resolve
+from lightune.recipes import DEFAULTS, resolve
 from lightune.reports import write_inspection
 from lightune.reports.inspected import KNOBS, tell_setting
 
@@ -61,7 +61,7 @@ def inspect(
         if out:
             write_inspection(facts, Path(out))
         return {"model": facts}
-    generates = columns.get("task", GENERATE if conversing else None) == GENERATE
+    generates = columns.get("task", GENERATE if conversing else None) in DEFAULTS
     wrong = [
         name for name, value in {**options, "rows": None if generates else rows, "data": data, "quick": quick, "out": out}.items() if value
     ]
@@ -97,7 +97,7 @@ def inspect_conversations(
     """What a model would learn of conversations.
 
     Args:
-        model: the base; the default base of generate where none is named. rows: how many of each part are shown.
+        model: the base; that of the task (generate by default) where none is named. rows: how many of each part are shown.
         options: of `recipes.DataOptions`.
 
     Returns:
@@ -112,8 +112,8 @@ def inspect_conversations(
         from lightune.supervision import show
     except ImportError:
         raise MissingExtra("showing what is learned", "torch", "train") from None
-    flags = {"train": target, "task": GENERATE, "dev_share": 0.0, "test_share": 0.0, "model": model or GENERATE_DEFAULTS["model"]}
-    recipe = resolve({}, {**options, **flags})
+    flags = {"train": target, "task": options.get("task", GENERATE), "dev_share": 0.0, "test_share": 0.0}
+    recipe = resolve({}, {**options, **flags, "model": model})
     base = language.open_base(recipe, tell)
     found = language.attend(base, recipe, target)
     shown = [

@@ -28,13 +28,14 @@ from lightune.recipes import Recipe, TrainOptions
 from lightune.runtime.answers import Answers
 from lightune.runtime.generation import GenerationOptions
 from lightune.runtime.tokenization import Encoded, batches
-from lightune.supervision import Supervised, measure_room, pack, supervise
-from lightune.tasks.generate import Generate
+from lightune.supervision import Supervised, measure_room, pack, supervise, supervise_targets
+from lightune.tasks import task_for
 from lightune.training import Objective, Rows, Training
 
 JUDGED_ROWS = 256  # most development rows whose loss is measured at an evaluation
 JUDGED_TOKENS = 4096  # tokens of a pass
 PACKING_PAYS = 0.1  # share of what goes through the model that packing must spare: attention with a mask takes longer
+SUPERVISE = {"generate": supervise, "translate": supervise_targets}  # what makes rows, by the task
 # Options of training that have no meaning for the loss of tokens, and the value that leaves them alone.
 WITHOUT = {"label_smoothing": 0.0, "class_weights": "none", "r_drop": 0.0, "contrast": 0, "self_training": 0}
 
@@ -74,7 +75,9 @@ def prepare(recipe: Recipe, source: Any, watch: Watch = lambda fact: None) -> Su
     torch.manual_seed(recipe.train.seed)
     model.apply(method)
     if not model.trainable():
-        raise InputError(f"{recipe.method} trains nothing of {recipe.model}, whose head is its token table. Use lora, full or freeze.")
+        raise InputError(
+            f"{recipe.method} trains nothing of {recipe.model}, whose head was pretrained with the rest. Use lora, full or freeze."
+        )
     packed = choose_packing(model, rows["train"], recipe.train, lambda sentence: watch(Told(sentence)))
     return dataclasses.replace(_gather(parts, model, facts, rows, ledgers), packed=packed)
 
@@ -124,7 +127,8 @@ def open_base(recipe: Recipe, tell: Callable[[str], None] = lambda _: None) -> M
     base = sources.resolve_model(recipe.model, tell=tell)
     tell(f"Loading the base {recipe.model}")
     template = _read_template(recipe.data.template)
-    model = models.start_language(base, Generate(Answers("generate", ())), max_length=LONGEST, template=template)
+    task = task_for(Answers(recipe.data.task or "generate", ()))
+    model = models.start_language(base, task, max_length=LONGEST, template=template)
     model.encoder.max_length = longest_text(recipe, model)
     return model
 
@@ -305,7 +309,7 @@ def _supervise(
     rows, ledgers = {}, {}
     length, policy = model.encoder.max_length, recipe.data.too_long
     for name, part in parts.items():
-        rows[name], ledger = supervise(model.chat, model.encoder, part, max_length=length, too_long=policy)  # type: ignore[arg-type]
+        rows[name], ledger = SUPERVISE[model.answers.kind](model.chat, model.encoder, part, max_length=length, too_long=policy)  # type: ignore[arg-type]
         ledgers[name] = ledger.to_dict()
         for sentence in ledger.told:
             watch(Told(f"{name}: {sentence}", "warning" if sentence in ledger.warnings else "note"))
@@ -342,7 +346,7 @@ def _read(recipe: Recipe, source: Any, watch: Watch) -> tuple[dict[str, Conversa
     found = {"train": divided.train, "dev": divided.dev, "test": divided.test}
     parts = {name: part for name, part in found.items() if part is not None and len(part)}
     facts = {
-        "task": "generate", "columns": train.columns.as_dict(), "told": told, "split": divided.facts, "findings": [],
+        "task": options.task, "columns": train.columns.as_dict(), "told": told, "split": divided.facts, "findings": [],
         "parts": {name: {"rows": len(part), "source": part.source, "told": part.facts.get("told", [])} for name, part in parts.items()},
     }  # fmt: skip
     return parts, facts
@@ -370,7 +374,7 @@ def _check_options(recipe: Recipe) -> None:
     wrong = [name for name, plain in WITHOUT.items() if options.get(name, plain) != plain]
     if wrong:
         names = ", ".join(name.replace("_", "-") for name in wrong)
-        raise InputError(f"{names} has no meaning for generate, whose loss is that of tokens. Leave it out.")
+        raise InputError(f"{names} has no meaning for {recipe.data.task}, whose loss is that of tokens. Leave it out.")
     strange = next((name for name in recipe.answers.metrics if name not in METRICS), None)
     if strange and (strange == "multiple_choice" or strange.startswith("pass@")):
         raise InputError(f"{strange} needs data of its own. Measure it after fit: lightune evaluate RUN DATA --metrics {strange}")

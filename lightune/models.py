@@ -28,6 +28,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForTextEncoding,
     AutoTokenizer,
     PreTrainedTokenizerFast,
@@ -38,10 +39,10 @@ from lightune import __version__, architectures, kernels, sources
 from lightune.errors import InputError, IntegrityError
 from lightune.headers import read_gguf
 from lightune.methods import METHODS, find_method, method_name
-from lightune.networks import LanguageNetwork, Network, tensors
+from lightune.networks import LanguageNetwork, Network, TranslationNetwork, tensors
 from lightune.options import as_dict, build, format_spec
 from lightune.runtime.answers import Answers
-from lightune.runtime.chat import ChatFormat, chat_format, make_format
+from lightune.runtime.chat import ChatFormat, chat_format, make_format, source_format
 from lightune.runtime.tokenization import Encoded, Encoder, batches, texts_and_pairs
 from lightune.steps import STEPS, check_order, find_step, step_name
 from lightune.tasks import GENERATIVE, task_for
@@ -279,23 +280,36 @@ def load(folder: str | Path) -> Model:
 
 
 def start_language(source: sources.Source, task: Any, *, max_length: int, template: str | None = None) -> Model:
-    """A new model that generates, on a pretrained decoder with its own language head; nothing is adapted yet.
+    """A new model that generates, on a pretrained decoder with its own language head, or for the task translate an encoder and a decoder;
+    nothing is adapted yet.
 
-    template: a chat template in place of the tokenizer's own.
+    template: a chat template in place of the tokenizer's own; of an encoder and a decoder, what writes the source.
 
     Raises:
-        InputError: the source holds no decoder with a language head that transformers can read without remote code.
+        InputError: the source holds no such model with a language head that transformers can read without remote code.
     """
-    backbone, head = load_decoder(source)
+    kind = NETWORKS[task.kind]
+    backbone, head = kind.load(source)
     found, pad_id = _load_tokenizer(source)
-    chat = chat_format(found)
-    if template is not None:
-        chat = make_format(template, bos=chat.bos, eos=chat.eos, tokens=found.get_added_vocab())
+    chat = kind.format(found, template)
     inputs = tuple(name for name in ("input_ids", "attention_mask") if _takes(backbone, name))
     encoder = Encoder(Tokenizer.from_str(found.backend_tokenizer.to_str()), max_length, pad_id, inputs)
     name = str(source.folder.resolve() / (source.file or "")) if source.kind in ("folder", "gguf") else source.name
     base = Base(name, source.revision, source.sha256, _config_dict(backbone.config))
-    return Model(LanguageNetwork(backbone, head, inputs), task, encoder, base, (), chat)
+    return Model(kind.network(backbone, head, inputs), task, encoder, base, (), chat)
+
+
+def _decoder_format(tokenizer: PreTrainedTokenizerFast, template: str | None) -> ChatFormat:
+    """How conversations are written for a decoder: by a template, or by the tokenizer's own."""
+    chat = chat_format(tokenizer)
+    if template is None:
+        return chat
+    return make_format(template, bos=chat.bos, eos=chat.eos, tokens=tokenizer.get_added_vocab())
+
+
+def _source_format(tokenizer: PreTrainedTokenizerFast, template: str | None) -> ChatFormat:
+    """How conversations are written for an encoder: by a template, or by the tokenizer's own, or the turns as they are."""
+    return source_format(template or tokenizer.chat_template, eos=tokenizer.eos_token or "")
 
 
 def _network(base: Base, answers: Answers, encoder: Encoder, facts: dict[str, Any]) -> Network | LanguageNetwork:
@@ -305,14 +319,15 @@ def _network(base: Base, answers: Answers, encoder: Encoder, facts: dict[str, An
         network = Network(backbone, answers.outputs, facts["pooling"], encoder.inputs)
         network.set_head_dropout(facts["head_dropout"])
         return network
+    kind = NETWORKS[answers.kind]
     if not facts["self_contained"]:
-        return LanguageNetwork(*load_decoder(_base_source(base)), encoder.inputs)
-    backbone = _quietly(lambda: bare_backbone(base.config))
+        return kind.network(*kind.load(_base_source(base)), encoder.inputs)
+    backbone = _quietly(lambda: bare_backbone(base.config, AutoModel))
     table = architectures.word_embedding(backbone)
     head = torch.nn.Linear(table.embedding_dim, table.num_embeddings, bias=facts["head_bias"])
     if facts["tied"]:
         head.weight = table.weight
-    return LanguageNetwork(backbone, head, encoder.inputs)
+    return kind.network(backbone, head, encoder.inputs)
 
 
 def load_decoder(source: sources.Source) -> tuple[torch.nn.Module, torch.nn.Linear]:
@@ -339,16 +354,57 @@ def load_decoder(source: sources.Source) -> tuple[torch.nn.Module, torch.nn.Line
     return backbone, head
 
 
+def load_translator(source: sources.Source) -> tuple[torch.nn.Module, torch.nn.Linear]:
+    """The pretrained encoder and decoder of a source in fp32, as one backbone, and their language head.
+
+    Raises:
+        InputError: transformers cannot read it without remote code, or it is no T5.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
+        if source.file or config.model_type not in TWO_STACKS:
+            raise ValueError(f"it is {'a GGUF file' if source.file else config.model_type}, expected one of {', '.join(TWO_STACKS)}.")
+        whole = _quietly(lambda: AutoModelForSeq2SeqLM.from_pretrained(source.folder, trust_remote_code=False, dtype=torch.float32))
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{source.name!r} cannot be loaded as an encoder with a decoder: {first} Choose a T5, such as title-t5, or the task generate."
+        ) from None
+    with torch.device("meta"):
+        backbone = AutoModel.from_config(whole.config)
+    for name, _ in list(backbone.named_children()):
+        setattr(backbone, name, getattr(whole, name))
+    return backbone, whole.get_output_embeddings()
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a task that generates is built of: its network, what loads the backbone and the head of a source, and how its conversations are
+    written, by a tokenizer and perhaps a template."""
+
+    network: type[LanguageNetwork]
+    load: Callable[[sources.Source], tuple[torch.nn.Module, torch.nn.Linear]]
+    format: Callable[[PreTrainedTokenizerFast, str | None], ChatFormat]
+
+
+NETWORKS = {
+    "generate": _Kind(LanguageNetwork, load_decoder, _decoder_format),
+    "translate": _Kind(TranslationNetwork, load_translator, _source_format),
+}
 SOFTENERS = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # what some families do to logits after the head
 
 
 def check_room(method: Any, backbone: torch.nn.Module, max_length: int) -> None:
-    """Refuse texts of up to `max_length` tokens where a method's own tokens leave less room.
+    """Refuse texts of up to `max_length` tokens where a method's own tokens leave less room, and such methods where two stacks read a text.
 
     Raises:
         InputError: with the length that fits.
     """
     limit, taken = architectures.longest_input(backbone.config), getattr(method, "taken", 0)
+    if taken and len(architectures.stacks(backbone)) > 1:
+        raise InputError(
+            f"{method_name(method)} puts vectors before a text, which an encoder and a decoder share out. Use lora, pfeiffer, ia3 or full."
+        )
     if limit and taken and max_length + taken > limit:
         raise InputError(
             f"max-length is {max_length} and {method_name(method)} puts {taken} tokens before every text, but the base takes {limit} in all. "
@@ -423,7 +479,7 @@ def load_language_model(source: sources.Source) -> torch.nn.Module | None:
 
 DIGITS_APART = ("smollm", "refact", "starcoder", "command-r", "codeshell")  # how GGUF files call tokenizers that split every digit off
 WITH_POOLER = ("bert", "roberta", "xlm-roberta", "camembert", "albert", "mpnet", "data2vec-text", "ernie")  # their poolers are never used
-TWO_STACKS = ("t5", "mt5", "umt5")  # only their encoders are used
+TWO_STACKS = ("t5", "mt5", "umt5")  # only their encoders are used, but for translate
 OWN_ATTENTION = (
     "bert",
     "roberta",
@@ -446,11 +502,11 @@ def _attention(config: Any, fast: str) -> str | None:
     return fast if config.model_type in OWN_ATTENTION and not getattr(config, "is_decoder", False) else None
 
 
-def bare_backbone(values: dict[str, Any]) -> torch.nn.Module:
-    """An untrained backbone of a configuration."""
+def bare_backbone(values: dict[str, Any], reader: Any = None) -> torch.nn.Module:
+    """An untrained backbone of a configuration, made by a class of transformers, by default what reads text."""
     config = AutoConfig.for_model(**values)
     options = {"add_pooling_layer": False} if config.model_type in WITH_POOLER else {}
-    return _reader(config).from_config(
+    return (reader or _reader(config)).from_config(
         config, attn_implementation=_attention(config, kernels.register_attention()), dtype=torch.float32, **options
     )
 

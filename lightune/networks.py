@@ -113,6 +113,61 @@ class LanguageNetwork(nn.Module):
             self.head.requires_grad_(all(item.requires_grad for item in self.backbone.parameters()))
 
 
+class TranslationNetwork(LanguageNetwork):
+    """A language network whose backbone is an encoder and a decoder (T5): a row is a source with its end token, then the target with its own.
+
+    backbone: gives `last_hidden_state` [b, t, d] of the decoder for `input_ids`, which the encoder reads, and `decoder_input_ids`.
+    """
+
+    @property
+    def end(self) -> int:
+        """The token that ends a source and a target."""
+        return self.backbone.config.eos_token_id  # type: ignore[union-attr, return-value]
+
+    @property
+    def padding(self) -> int:
+        """The token that fills rows on their right."""
+        return self.backbone.config.pad_token_id  # type: ignore[union-attr, return-value]
+
+    @property
+    def start(self) -> int:
+        """The token that the decoder reads first."""
+        start = getattr(self.backbone.config, "decoder_start_token_id", None)
+        return self.padding if start is None else start
+
+    @property
+    def scale(self) -> float:
+        """By what the decoder's vectors are multiplied before the head (Raffel et al. 2020: d to the -1/2 where the head is the token table)."""
+        config: Any = self.backbone.config
+        return config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else 1.0
+
+    def sources(self, ids: Tensor) -> Tensor:
+        """How many tokens of each row [b, s] are its source, the end token included: int64 [b]. A row without one is all source."""
+        ends = ids == self.end
+        return (ends.cumsum(1) - ends.long() == 0).sum(1)
+
+    def read(self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any) -> Any:
+        """As of a language network: the vector [b, s, d] at a place is for the token after it. Those inside a source are 0, nothing predicts it.
+
+        What fills a row on its right must be `padding`.
+        """
+        counts = self.sources(input_ids)
+        steps = torch.arange(input_ids.shape[1], device=input_ids.device)
+        lengths = ((input_ids != self.padding) * (steps + 1)).amax(1)
+        places = counts[:, None] - 1 + steps[: int((lengths - counts).max()) + 1]  # from which the target's tokens are predicted
+        given = input_ids.gather(1, places.clamp(max=len(steps) - 1))
+        given[:, 0] = self.start
+        source = input_ids[:, : int(counts.max())]
+        mask = (steps[: source.shape[1]] < counts[:, None]).long()
+        found = self.backbone(input_ids=source, attention_mask=mask, decoder_input_ids=given, use_cache=False, **options)
+        hidden = found.last_hidden_state * self.scale
+        spread = hidden.new_zeros(
+            len(hidden), len(steps) + hidden.shape[1], hidden.shape[2]
+        )  # with room for what stands behind shorter targets
+        found.last_hidden_state = spread.scatter(1, places[:, :, None].expand_as(hidden), hidden)[:, : len(steps)]
+        return found
+
+
 def tensors(batch: Mapping[str, object], device: torch.device | str = "cpu") -> dict[str, Tensor]:
     """A padded batch of arrays as tensors on a device; a mask without any padding is left out, which is faster."""
     moved = {name: torch.from_numpy(value).to(device) for name, value in batch.items()}  # type: ignore[arg-type]

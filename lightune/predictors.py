@@ -23,10 +23,10 @@ from lightune.options import build
 from lightune.recipes import AnswerOptions, ProgramOptions
 from lightune.runtime.generation import GenerationOptions, Message
 from lightune.runtime.manifest import read_json
+from lightune.tasks import GENERATIVE
 
 CHUNK = 512  # rows answered at a time
 WRITTEN = 32  # answers written at a time
-GENERATE = "generate"
 READING = ("shape", "prompt", "completion", "system", "delimiter", "encoding", "limit")
 BENCH_ROWS = 256
 SENTENCE = "How can I find out where my new card is and when it will arrive at my house"
@@ -91,9 +91,9 @@ def open_generator(
 
         return Writer(load_gguf(gguf, threads=threads, context=context, slots=slots), gguf)
     folder = find_folder(path)
-    written = (folder / "task.json").is_file() and read_json(folder / "task.json").get("kind") == GENERATE
+    written = (folder / "task.json").is_file() and read_json(folder / "task.json").get("kind") in GENERATIVE
     if not written and (
-        not (folder / "model.json").is_file() or read_json(folder / "model.json").get("answers", {}).get("kind") != GENERATE
+        not (folder / "model.json").is_file() or read_json(folder / "model.json").get("answers", {}).get("kind") not in GENERATIVE
     ):
         return None
     try:

@@ -16,12 +16,15 @@ from typing import Any
 from lightune.errors import InputError, MissingExtra, nearest
 from lightune.options import as_dict, build, check, option
 
-TASK_NAMES = ("classify", "pair", "multilabel", "regress", "generate")
+TASK_NAMES = ("classify", "pair", "multilabel", "regress", "generate", "translate")
 SHAPES = ("prompt-completion", "messages", "sharegpt", "alpaca", "text")
 TOO_LONG = ("error", "cut-left", "cut-right", "split", "drop")
 # What a model that generates is by default, where it differs from one that classifies.
 GENERATE_DEFAULTS: dict[str, Any] = {
     "model": "smollm2-135m", "method": "lora", "to": ("gguf",), "batch_size": 8, "batch_tokens": 2048,
+}  # fmt: skip
+DEFAULTS: dict[str, dict[str, Any]] = {  # by the task
+    "generate": GENERATE_DEFAULTS, "translate": GENERATE_DEFAULTS | {"model": "title-t5", "to": ("hf",)},
 }  # fmt: skip
 
 
@@ -38,12 +41,14 @@ class DataOptions:
     pair: str | None = option(None, "name of the second text column")
     label: str | None = option(None, "name of the label column, or several names with commas between (multilabel)")
     task: str | None = option(None, "what to predict; guessed from the columns by default", choices=TASK_NAMES)
-    shape: str | None = option(None, "generate: how rows hold conversations; found out by default", choices=SHAPES)
-    prompt: str | None = option(None, "generate: name of the column of questions, or several with commas between; guessed by default")
-    completion: str | None = option(None, "generate: name of the column of answers; guessed by default")
-    system: str | None = option(None, "generate: a column of system turns, or the text of one for every row that has none")
-    template: str | None = option(None, "generate: a file with a chat template (Jinja) in place of the tokenizer's own")
-    too_long: str = option("error", "generate: what happens to rows beyond max-length", choices=TOO_LONG)
+    shape: str | None = option(None, "generate, translate: how rows hold conversations; found out by default", choices=SHAPES)
+    prompt: str | None = option(
+        None, "generate, translate: name of the column of questions, or several with commas between; guessed by default"
+    )
+    completion: str | None = option(None, "generate, translate: name of the column of answers; guessed by default")
+    system: str | None = option(None, "generate, translate: a column of system turns, or the text of one for every row that has none")
+    template: str | None = option(None, "generate, translate: a file with a chat template (Jinja) in place of the tokenizer's own")
+    too_long: str = option("error", "generate, translate: what happens to rows beyond max-length", choices=TOO_LONG)
     limit: int | None = option(None, "use at most this many training rows, drawn with the seed", low=1)
     max_length: int | None = option(None, "cut texts to this many tokens; by default what the base can take, at most 512", low=4)
     delimiter: str | None = option(None, "the delimiter of CSV data; detected by default")
@@ -213,17 +218,18 @@ class Recipe:
     answers: AnswerOptions = field(default_factory=AnswerOptions)
     model: str = option(
         "minilm",
-        "base model: a catalogue name, a folder, a hub id (owner/name[@revision]) or a GGUF file; smollm2-135m by default for generate",
+        "base model: a catalogue name, a folder, a hub id (owner/name[@revision]) or a GGUF file; smollm2-135m by default for generate, "
+        "title-t5 for translate",
     )
     method: str = option(
         "full",
         "how to adapt: full, head, freeze, bitfit, norms, lora, ia3, houlsby, pfeiffer, parallel, reft, prompt, ptuning, prefix, "
-        "peft:NAME, with options as in lora:rank=16,alpha=32; auto chooses by short trials, auto:seconds=120; lora by default for generate",
+        "peft:NAME, with options as in lora:rank=16,alpha=32; auto chooses by short trials, auto:seconds=120; lora by default for generate and translate",
     )
     to: tuple[str, ...] = option(
         ("onnx-int8",),
         "what to export: onnx, onnx-int8, onnx-int4, or with options as in onnx:weights=8,tables=4; of models that generate gguf "
-        "(gguf:type=q4_k_m) or hf; none exports nothing",
+        "(gguf:type=q4_k_m; not of translate) or hf; none exports nothing",
     )
     pooling: str = option(
         "auto", "how token vectors become one: auto is mean for encoders, last for decoders", choices=("auto", "mean", "cls", "last")
@@ -268,9 +274,8 @@ def resolve(values: Mapping[str, Any], flags: Mapping[str, Any]) -> Recipe:
             continue
         section = next((name for name, fields in names.items() if key in fields), None)
         (parts[section] if section else top)[key] = value
-    if parts["data"].get("task") == "generate":
-        for key, value in GENERATE_DEFAULTS.items():
-            (parts["train"] if key in names["train"] else top).setdefault(key, value)
+    for key, value in DEFAULTS.get(parts["data"].get("task", ""), {}).items():
+        (parts["train"] if key in names["train"] else top).setdefault(key, value)
     known = {item.name for item in dataclasses.fields(Recipe)}
     for key in top:
         if key not in known:

@@ -90,14 +90,17 @@ def find_export(spec: str) -> Export:
     return dataclasses.replace(target, precision=build(Precision, as_dict(target.precision) | values, f"the target {name}"))
 
 
-def find_generative(spec: str) -> GenerativeExport:
+def find_generative(spec: str, task: str = "generate") -> GenerativeExport:
     """The export target of a spec, for models that generate text: a name, or a name with options.
 
     Raises:
-        InputError: an unknown target or option, or a value out of bounds; the message names the nearest.
+        InputError: an unknown target or option, one that does not suit the task, or a value out of bounds; the message names the nearest.
     """
     name, values = parse_spec(spec)
     _check_known(name, GENERATIVE, EXPORTS, "classify or score")
+    if task not in GENERATIVE[name].tasks:
+        suited = ", ".join(other for other, target in GENERATIVE.items() if task in target.tasks)
+        raise InputError(f"{name!r} is no export target of {task}, whose models are an encoder and a decoder. Choose {suited}.")
     return GENERATIVE[name].configured(values, name)
 
 

@@ -68,12 +68,14 @@ class Storage:
 
 @dataclass(frozen=True)
 class GenerativeExport:
-    """A target of models that generate: the module that writes it, the package's extra that this needs, and how weights are held."""
+    """A target of models that generate: the module that writes it, the package's extra that this needs, how weights are held, and the tasks
+    whose models it takes."""
 
     module: str
     help: str
     extra: str
     options: Any
+    tasks: tuple[str, ...] = ("generate",)
 
     @property
     def tolerance(self) -> Closeness:
@@ -109,13 +111,15 @@ GENERATIVE: dict[str, GenerativeExport] = {
     "gguf": GenerativeExport(
         "lightune.exports.gguf", "GGUF for llama.cpp, 8 bits or as in gguf:type=q4_k_m,imatrix=true", "gguf", Quantization()
     ),
-    "hf": GenerativeExport("lightune.exports.hf", "a folder that transformers loads, fp32 or as in hf:type=bf16", "train", Storage()),
+    "hf": GenerativeExport(
+        "lightune.exports.hf", "a folder that transformers loads, fp32 or as in hf:type=bf16", "train", Storage(), ("generate", "translate")
+    ),
 }
 
 
-def describe(encoder: Any, chat: Any, *, base: str, name: str, quantization: str, **facts: Any) -> dict[str, Any]:
+def describe(encoder: Any, chat: Any, *, base: str, name: str, quantization: str, kind: str = "generate", **facts: Any) -> dict[str, Any]:
     """What task.json says of a model that generates, ready for JSON."""
     return {
-        "format": FORMAT, "kind": "generate", "name": name, "base": base, "chat": chat.to_dict(), "max_length": encoder.max_length,
+        "format": FORMAT, "kind": kind, "name": name, "base": base, "chat": chat.to_dict(), "max_length": encoder.max_length,
         "tokenizer": encoder.to_dict(), "quantization": quantization, **facts,
     }  # fmt: skip

@@ -84,7 +84,8 @@ def compare(
         raise InputError(f"Got {len(rows)} rows to compare on, expected at least one with two tokens.")
     pair, options = (model, exported), GenerationOptions(max_tokens=max_tokens)
     judged = _both(pair, rows, lambda generator, some: generator.token_logprobs(some), seconds)
-    first = list(_first_times(rows[: len(judged[0])]))
+    known = (~np.isnan(given) for given in judged[0])  # not the sources of an encoder with a decoder
+    first = [once & told for once, told in zip(_first_times(rows[: len(judged[0])]), known, strict=True)]
     ours, theirs = ([found[once] for found, once in zip(each, first, strict=True)] for each in judged)
     said, heard = _both(pair, prompts, lambda generator, some: generator.generate(some, options), seconds)
     same = [one.text == other.text for one, other in zip(said, heard, strict=True)]

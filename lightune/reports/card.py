@@ -39,7 +39,7 @@ HUB_METRICS = {  # what hubs call a metric, where their name differs
     "pearson": "pearsonr",
     "spearman": "spearmanr",
 }
-PIPELINES = {"generate": "text-generation"}  # what hubs call a task; the others classify
+PIPELINES = {"generate": "text-generation", "translate": "text2text-generation"}  # what hubs call a task; the others classify
 WEAK_F1 = 0.7
 WEAK_LABELS = 5
 SMALL_TEST = 500

@@ -12,6 +12,7 @@ from typing import Any
 
 from lightune.errors import InputError, IntegrityError
 from lightune.reports.formats import is_number
+from lightune.tasks import GENERATIVE
 
 FILES = ("run.json", "evaluation.json", "data.json", "steps.jsonl", "environment.json", "recipe.toml", "front.json", "samples.jsonl")
 # Control characters and lone surrogates: legal inside JSON, illegal in XML, HTML and UTF-8.
@@ -62,7 +63,7 @@ class Record:
     @property
     def generates(self) -> bool:
         """Whether the model writes text."""
-        return (self.run.get("task") or self.data.get("task")) == "generate"
+        return (self.run.get("task") or self.data.get("task")) in GENERATIVE
 
     @property
     def ledger(self) -> dict[str, dict[str, Any]]:

@@ -39,6 +39,7 @@ TASKS = {
     "multilabel": "multi-label classification",
     "regress": "regression",
     "generate": "text generation",
+    "translate": "text for text",
 }
 METHODS = {
     "full": "full fine-tuning", "head": "a new head alone", "freeze": "its lower blocks frozen", "bitfit": "BitFit", "lora": "LoRA",

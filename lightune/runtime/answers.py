@@ -11,7 +11,7 @@ import numpy as np
 
 from lightune.errors import InputError, nearest
 
-KINDS = ("classify", "pair", "multilabel", "regress", "generate")
+KINDS = ("classify", "pair", "multilabel", "regress", "generate", "translate")
 
 Decision = str | tuple[str, ...] | float
 
@@ -20,7 +20,7 @@ Decision = str | tuple[str, ...] | float
 class Answers:
     """How logits become answers.
 
-    kind: classify, pair (one label of several), multilabel (any number of labels), regress (a number) or generate (text, not by logits of a row).
+    kind: classify, pair (one label of several), multilabel (any number of labels), regress (a number) or generate and translate (text, not by logits of a row).
     labels: the user's own names, in the order of the logits' columns; for regress none, or the name of the value.
     temperature: logits are divided by it before they become probabilities; 1 leaves them alone.
     thresholds: multilabel only, the probability from which each label holds; None means 0.5 for all.

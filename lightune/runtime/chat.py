@@ -17,6 +17,7 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 CHATML_END = "<|im_end|>"
+SOURCE = "{% for message in messages %}{{ message['content'] }}{{ '' if loop.last else '\n\n' }}{% endfor %}"
 SENTINEL = "\ue000answer\ue001"  # stands for an answer where only what is written around it matters; private use, so no text has it
 REASONING = ("reasoning_content", "thinking", "reasoning")  # the names of one field; templates read the first, some the second
 
@@ -75,6 +76,19 @@ def chat_format(tokenizer: Any) -> ChatFormat:
     bos, eos = tokenizer.bos_token or "", tokenizer.eos_token or ""
     writes_bos = bool(bos) and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
     return make_format(template, bos=bos, eos=eos, tokens=tokenizer.get_added_vocab(), writes_bos=writes_bos)
+
+
+def source_format(template: str | None, *, eos: str) -> ChatFormat:
+    """How conversations become the source that an encoder reads: by a template, or the turns as they are, a blank line between them.
+
+    Raises:
+        InputError: a tokenizer without an end token, which ends source and answer.
+    """
+    if not eos:
+        raise InputError(
+            "The tokenizer names no end token, by which an encoder with a decoder ends its answers. Name it in tokenizer_config.json."
+        )
+    return ChatFormat(template or SOURCE, eos=eos, stop=(eos,))
 
 
 def render(format: ChatFormat, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] = (), opening: bool) -> str:

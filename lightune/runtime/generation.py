@@ -101,7 +101,10 @@ class Generator(Protocol):
         ...
 
     def token_logprobs(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """For each row of token ids [s] the natural-log probability of every token after the first, given those before it: float32 [s - 1]."""
+        """For each row of token ids [s] the natural-log probability of every token after the first, given those before it: float32 [s - 1].
+
+        A row of an encoder with a decoder is a source with its end token and a target; nothing predicts the source's tokens: they are NaN.
+        """
         ...
 
     def encode(self, text: str) -> np.ndarray:

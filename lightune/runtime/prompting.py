@@ -14,11 +14,13 @@ from lightune.runtime.token_table import TokenTable
 
 @dataclass(frozen=True, eq=False)
 class Prompting:
-    """table: the model's tokens. chat: how a conversation is written, None where the model has no template. max_length: tokens of prompt and answer."""
+    """table: the model's tokens. chat: how a conversation is written, None where the model has no template. max_length: tokens of prompt and answer.
+    end: the token that ends every prompt, where the model reads it with an encoder."""
 
     table: TokenTable
     chat: ChatFormat | None
     max_length: int
+    end: int | None = None
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids int32 [s] of text as it stands."""
@@ -37,6 +39,8 @@ class Prompting:
         else:
             text = render(self.chat, prompt, opening=True)
         ids = self.encode(text)
+        if self.end is not None and (not len(ids) or ids[-1] != self.end):
+            ids = np.append(ids, np.int32(self.end))
         if not len(ids):
             raise InputError("The prompt is empty, expected at least one token. Write something to be continued.")
         return ids

@@ -3,5 +3,6 @@
 from lightune.supervision.ledger import Ledger
 from lightune.supervision.packing import Packed, Room, measure_room, pack
 from lightune.supervision.rows import TOO_LONG, Supervised, show, supervise
+from lightune.supervision.translation import supervise_targets
 
-__all__ = ["TOO_LONG", "Ledger", "Packed", "Room", "Supervised", "measure_room", "pack", "show", "supervise"]
+__all__ = ["TOO_LONG", "Ledger", "Packed", "Room", "Supervised", "measure_room", "pack", "show", "supervise", "supervise_targets"]

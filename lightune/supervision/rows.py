@@ -72,14 +72,10 @@ def supervise(
                 continue
             else:
                 made = shortener.shorten(too_long, talk, rendered, row)
-            rows += [Supervised(each.ids, each.trained, talk.row) for each in _counted(ledger, row, made, too_long)]
+            rows += [Supervised(each.ids, each.trained, talk.row) for each in count(ledger, row, made, too_long)]
     if over:
-        raise _too_long(over, max_length, ledger.longest)
-    if not rows:
-        raise InputError(
-            f"No token of the {len(conversations):,} rows is learned. {' '.join(ledger.warnings)} "
-            "Check which column holds the answers, raise max-length, or choose another too-long."
-        )
+        raise too_long_error(over, max_length, ledger.longest, TOO_LONG)
+    check_learned(rows, ledger)
     return rows, ledger
 
 
@@ -102,12 +98,22 @@ def _rendered(format: ChatFormat, conversations: Sequence[Conversation], writes_
         except InputError as problem:
             refused.append((conversation.row, problem))
     if refused:
-        shown = ", ".join(str(row) for row, _ in refused[:SHOWN]) + ", ..." * (len(refused) > SHOWN)
-        raise InputError(f"Rows {shown} cannot be rendered. Row {refused[0][0]}: {refused[0][1]}") from refused[0][1]
+        raise InputError(
+            f"Rows {list_rows([row for row, _ in refused])} cannot be rendered. Row {refused[0][0]}: {refused[0][1]}"
+        ) from refused[0][1]
     return several
 
 
-def _counted(ledger: Ledger, row: Marked, made: Sequence[Marked], policy: str) -> list[Marked]:
+def check_learned(rows: Sequence[Supervised], ledger: Ledger) -> None:
+    """Raise InputError where no row has anything to learn."""
+    if not rows:
+        raise InputError(
+            f"No token of the {ledger.rows:,} rows is learned. {' '.join(ledger.warnings)} "
+            "Check which column holds the answers, raise max-length, or choose another too-long."
+        )
+
+
+def count(ledger: Ledger, row: Marked, made: Sequence[Marked], policy: str) -> list[Marked]:
     """Those of the rows made from `row` that have something to learn; the ledger notes all."""
     kept = [each for each in made if each.trained.any()]
     if not kept:
@@ -128,9 +134,15 @@ def _counted(ledger: Ledger, row: Marked, made: Sequence[Marked], policy: str) -
     return kept
 
 
-def _too_long(over: Sequence[tuple[int, int]], max_length: int, longest: int) -> InputError:
+def list_rows(rows: Sequence[int]) -> str:
+    """The numbers of the first rows."""
+    return ", ".join(map(str, rows[:SHOWN])) + ", ..." * (len(rows) > SHOWN)
+
+
+def too_long_error(over: Sequence[tuple[int, int]], max_length: int, longest: int, policies: Sequence[str]) -> InputError:
+    """The error that names the rows, (number, tokens) each, that are longer than `max_length`."""
     shown = ", ".join(f"{row} ({length:,} tokens)" for row, length in over[:SHOWN]) + ", ..." * (len(over) > SHOWN)
     return InputError(
         f"{len(over):,} rows are longer than max-length {max_length:,}: rows {shown}. "
-        f"Raise max-length to {longest:,}, or say what to do with them: too-long {', '.join(TOO_LONG[1:])}."
+        f"Raise max-length to {longest:,}, or say what to do with them: too-long {', '.join(policies[1:])}."
     )

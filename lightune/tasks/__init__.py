@@ -27,7 +27,7 @@ from typing import Any
 from lightune.errors import unknown
 
 TASKS: dict[str, str] = {"classify": "Classify", "pair": "Pair", "multilabel": "Multilabel", "regress": "Regress"}
-GENERATIVE: dict[str, str] = {"generate": "Generate"}
+GENERATIVE: dict[str, str] = {"generate": "Generate", "translate": "Translate"}
 
 
 def find_task(name: str) -> Any:

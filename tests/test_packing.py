@@ -100,7 +100,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_auto_leaves_rows_of_like_length_apart_and_says_why(data: Path, base: Path) -> None:
     found, told = open_prepared(data, base)
     assert not found.packed
-    assert any(sentence.startswith("Rows are not packed: ") and f"from {language.PACKING_PAYS:.0%} on it pays" in sentence for sentence in told)
+    assert any(
+        sentence.startswith("Rows are not packed: ") and f"from {language.PACKING_PAYS:.0%} on it pays" in sentence for sentence in told
+    )
     assert not any("packed" in sentence for sentence in open_prepared(data, base, packing="off")[1])
 
 

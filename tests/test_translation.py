@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_translators import QUICK, write_echoes, write_translator
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
-from lightune import language, models, sources
+import lightune
+from lightune import exporting, language, models, predictors, sources
+from lightune.cli import main
 from lightune.errors import InputError
+from lightune.exports import find_generative
 from lightune.recipes import resolve
 from lightune.runtime.answers import Answers
 from lightune.runtime.generation import GenerationOptions, Message
+from lightune.supervision.translation import _cut
 from lightune.tasks import task_for
 
 PROMPTS = ("the lower film", "a", "Über die schöne Straße läuft ein Hund, " * 2, "1 2 3 12", "the lower film")
@@ -152,3 +158,128 @@ def test_a_decoder_and_an_encoder_are_no_translators(data: Path, tiny_source: An
     for family in ("llama", "bert"):
         with pytest.raises(InputError, match=f"it is {family}, expected one of t5"):
             prepared(data, tiny_source(family).folder)
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    base = write_translator(tmp_path_factory.mktemp("base") / "t5")
+    return lightune.fit(str(data), tmp_path_factory.mktemp("runs") / "echo", model=str(base), method="full", to=("hf",), **QUICK)
+
+
+def test_a_run_learns_and_its_export_writes_as_the_model_does(run: Any) -> None:
+    record = run.record
+    assert (record["task"], record["learned"], record["stopped"]) == ("translate", True, "finished")
+    assert record["scores"]["perplexity"]["value"] < np.exp(record["loss_before"])
+    assert record["scores"]["exact_match"]["value"] > 0.5
+    (entry,) = record["artifacts"]
+    assert entry["parity"]["agree"] == 1.0
+    assert abs(entry["parity"]["change"]) < 1e-4
+    assert entry["parity"]["tokens"] < record["ledger"]["test"]["tokens"] + record["ledger"]["dev"]["tokens"] - 10  # targets alone
+    assert entry["tokens_per_second"]["generation"] > 0
+    assert "text for text" in (run.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_plain_transformers_loads_the_export_and_says_the_same(run: Any) -> None:
+    folder = run.folder / "artifacts" / "hf"
+    model, report = AutoModelForSeq2SeqLM.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values())
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ours, written = language.generator_of(models.load(run.model)), predictors.open_generator(folder)
+    assert written is not None
+    texts = ["7 lower", "8 film", "the newest room"]
+    answers = [one.text for one in ours.generate([(Message("user", text),) for text in texts], GenerationOptions(max_tokens=8))]
+    assert [one.text for one in written.generator.generate(texts, GenerationOptions(max_tokens=8))] == answers
+    for text, answer in zip(texts, answers, strict=True):
+        made = model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=8, use_cache=False)
+        assert tokenizer.decode(made[0], skip_special_tokens=True).strip() == answer.strip()
+
+
+@pytest.mark.parametrize(("tied", "kind"), [(True, "f32"), (True, "bf16"), (False, "f16")])
+def test_exports_hold_every_tensor_once(tmp_path: Path, tied: bool, kind: str) -> None:
+    model = open_model(write_translator(tmp_path / "base", tied=tied))
+    folder = find_generative(f"hf:type={kind}", "translate").write(model, tmp_path / "hf")
+    names = set(load_file(folder / "model.safetensors"))
+    assert ("lm_head.weight" in names) != tied
+    assert "encoder.embed_tokens.weight" not in names
+    again = exporting.open_written(folder)
+    rows = [np.array([*again.encode("the film"), 1, *again.encode("a room"), 1], dtype=np.int32)]
+    ours = language.generator_of(model).token_logprobs(rows)[0]
+    np.testing.assert_allclose(again.token_logprobs(rows)[0], ours, atol=1e-5 if kind == "f32" else 0.2)
+
+
+def test_the_command_line_writes_scores_and_refuses_gguf(run: Any, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", str(run.folder), "7 lower", "--json"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"text", "prompt_tokens", "tokens", "finish"}
+    assert main(["evaluate", str(run.folder), str(data), "--metrics", "exact_match", "--max-tokens", "8", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["scores"]["exact_match"]["value"] > 0.5
+    assert main(["inspect", str(data), "--task", "translate", "--model", str(run.record["base"]), "--rows", "1"]) == 0
+    assert "⟧" in capsys.readouterr().out
+    assert main(["export", str(run.folder), "--to", "gguf"]) == 2
+    assert "'gguf' is no export target of translate" in capsys.readouterr().err
+    assert main(["fit", str(data), "--task", "translate", "--to", "gguf:type=q4_0"]) == 2
+    assert "Choose hf" in capsys.readouterr().err
+
+
+def test_resumed_equals_uninterrupted(data: Path, base: Path, tmp_path: Path) -> None:
+    recipe = resolve({}, {**QUICK, "epochs": 2.0})
+    whole = [fact.loss for fact in language.open_training(prepared(data, base), recipe.train).steps() if fact.kind == "step"]
+    first = language.open_training(prepared(data, base), recipe.train)
+    steps = first.steps()
+    while first.step < 7:
+        next(steps)
+    first.save(tmp_path)
+    again = language.open_training(prepared(data, base), recipe.train)
+    assert again.restore(tmp_path) == 7
+    losses = [fact.loss for fact in again.steps() if fact.kind == "step"]
+    assert losses == pytest.approx(whole[7:], abs=1e-6)
+
+
+def test_a_step_is_the_same_however_it_is_cut(data: Path, base: Path) -> None:
+    gradients = []
+    for budget in (10_000, 40):
+        found = prepared(data, base, method="full", batch_tokens=budget)
+        training = language.open_training(found, resolve({}, {**QUICK, "batch_tokens": budget, "head_dropout": 0.0}).train)
+        training._gradient(np.arange(8))
+        gradients.append(torch.cat([item.grad.to_dense().flatten() for item in found.model.trainable().values() if item.grad is not None]))
+    assert torch.allclose(*gradients, atol=1e-5)
+
+
+@pytest.mark.parametrize(("policy", "source", "target"), [("cut-left", [7, 8, 1], [9, 9, 1]), ("cut-right", [4, 5, 1], [9, 9, 1])])
+def test_what_is_too_long_loses_of_its_source(policy: str, source: list[int], target: list[int]) -> None:
+    row = _cut(np.array([4, 5, 6, 7, 8, 1]), np.array([9, 9, 1]), 6, policy)
+    assert row.ids.tolist() == source + target
+    assert row.trained.tolist() == [False] * 3 + [True] * 3
+    assert row.ended
+    alone = _cut(np.array([4, 5, 1]), np.array([9, 9, 9, 9, 1]), 5, policy)
+    assert alone.ids.tolist() == [1, 9, 9, 9, 9]
+    assert not alone.ended
+
+
+def test_losses_of_rows_are_counted(data: Path, base: Path) -> None:
+    whole = prepared(data, base).facts["ledger"]["train"]
+    for policy in ("cut-left", "cut-right"):
+        ledger = prepared(data, base, max_length=whole["longest"] - 2, too_long=policy).facts["ledger"]["train"]
+        assert ledger["made"] == whole["made"]
+        assert ledger["tokens"] == whole["tokens"] - ledger["cut_tokens"] < whole["tokens"]
+        assert ledger["cut_supervised"] == ledger["endless_rows"] == 0
+    dropped = prepared(data, base, max_length=whole["longest"] - 2, too_long="drop").facts["ledger"]["train"]
+    assert dropped["made"] + dropped["dropped_rows"] == whole["made"] > dropped["made"]
+
+
+def test_end_tokens_inside_texts_are_named(base: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "the </s> film", "completion": "film"}, {"prompt": "a", "completion": "b"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(InputError, match=r"Rows 1 hold the text '</s>'"):
+        prepared(tmp_path / "rows.jsonl", base, dev_share=0.0, test_share=0.0)
+
+
+@pytest.mark.slow
+def test_title_t5_learns_a_few_summaries(shared_data: Path, tmp_path: Path) -> None:
+    lines = (shared_data / "dialogsum" / "train.jsonl").read_text(encoding="utf-8").splitlines()[:96]
+    rows = [json.loads(line) for line in lines]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({name: row[name] for name in ("dialogue", "summary")}) + "\n" for row in rows))
+    options = {**QUICK, "batch_size": 8, "epochs": 1.0, "rate": 1e-3, "max_length": 1024, "score_rows": 4, "max_tokens": 32}
+    run = lightune.fit(str(tmp_path / "rows.jsonl"), tmp_path / "run", prompt="dialogue", completion="summary", to=("hf",), **options)
+    assert run.record["base"] == "title-t5"
+    assert run.record["learned"]
+    assert run.record["artifacts"][0]["parity"]["agree"] == 1.0

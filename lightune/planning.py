@@ -25,9 +25,9 @@ EXPONENTS = {
     "hidden": 1.5,
     "heads": 0.0,
     "ffn": 0.5,
-    "vocab": 1.0,
+    "vocab": 20.0,
     "tables": 1.0,
-}  # how much each share hurts; heads go with hidden
+}  # how much each share hurts; heads go with hidden, and lost tokens cannot be learned back as the rest can
 FOUR_BITS = 0.01  # damage of 4-bit tables
 
 

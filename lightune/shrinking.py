@@ -24,6 +24,7 @@ from lightune.data import Example, read, split
 from lightune.errors import CheckFailed, InputError
 from lightune.evaluation import evaluate
 from lightune.exports import onnx, sensitivity
+from lightune.exports.parity import equal_answers
 from lightune.models import Model
 from lightune.options import format_spec
 from lightune.planning import Candidate
@@ -63,6 +64,7 @@ LATE = 0.02  # of the whole time by which a rung may be longer than planned befo
 LARGE_CUT = 0.25  # of the work of the blocks, at most: students that small may come by way of a larger one
 NEAR = 1.1  # times the predicted milliseconds beyond which a time is taken again
 LOOKS = 4  # more times at most
+LOOKED_AT = 512  # development rows by which a vocabulary is judged
 ROOM = 1000  # tokens for characters and common words that the data happen to lack
 INT8 = "onnx-int8"
 
@@ -322,7 +324,8 @@ class Search:
         else:
             costs = self._costs()
             rank = int(self.budget.percentile.removeprefix("p"))
-            known = list(planning.enumerate_candidates(base, costs, _loser(found, counts), vocabulary_sizes(model, counts), rank))
+            lost = self._lost_answers(counts)
+            known = list(planning.enumerate_candidates(base, costs, _loser(found, lost), list(lost), rank))
             sizes = (self.ground.reference["bytes"], self.ground.reference["milliseconds"])
             count = int(FIRST_SHARE * self._left / (2 * OVERHEAD_SECONDS))
             chosen = planning.choose(known, self.limits, sizes, min(COUNT, max(1, count)))
@@ -337,6 +340,23 @@ class Search:
             self.watch(Told(f"Candidate {number}: {item.name}, expected {item.bytes / 1e6:.1f} MB and {item.milliseconds:.2f} ms"))
         self.state["candidates"] = [dataclasses.asdict(item) for item in chosen]
         self.write_state()
+
+    def _lost_answers(self, counts: np.ndarray) -> dict[int, float]:
+        """The share of development answers that change when the model reads with fewer tokens, for every size that is worth trying.
+
+        counts: of each token in the training rows, int64 [V]. Other than a layer, a token that is gone cannot be learned back.
+        """
+        model, rows = self.ground.model, self.ground.dev[:LOOKED_AT]
+        whole = model.logits(rows)
+        found = dataclasses.replace(importance.measure(model, self.ground.train[:1], rows=1), tokens=counts)
+        lost = {}
+        for size in vocabulary_sizes(model, counts):
+            lost[size] = 0.0
+            if size < len(counts):
+                small = model.copy()
+                small.shrink(make_step(f"vocab={size}").plan(small, found))
+                lost[size] = _changed(model, whole, small.logits(rows))
+        return lost
 
     def _named(self, base: Shape) -> Candidate:
         """The candidate that named steps make."""
@@ -652,16 +672,21 @@ def prove(search: Search, watch: Watch) -> None:
     proving.stop_unless_met(held, run.artifacts / proving.SMALL)
 
 
-def _loser(found: importance.Importance, counts: np.ndarray) -> planning.Lose:
-    """The share of importance that a shape takes away, by knob; of tokens, that of their occurrences."""
-    often = np.sort(counts)[::-1]
-    whole = max(int(often.sum()), 1)
+def _loser(found: importance.Importance, lost: Mapping[int, float]) -> planning.Lose:
+    """The share of importance that a shape takes away, by knob; of tokens, that of the answers, see `Search._lost_answers`."""
 
     def lose(shape: Shape) -> dict[str, float]:
         removed = importance.shares(found, layers=shape.layers, heads=shape.heads, ffn=shape.ffn, hidden=shape.hidden)
-        return {**removed, "vocab": float(often[shape.vocabulary :].sum()) / whole}
+        return {**removed, "vocab": lost[shape.vocabulary]}
 
     return lose
+
+
+def _changed(model: Model, whole: np.ndarray, small: np.ndarray) -> float:
+    """The share of answers that differ between two sets of logits; of numbers, how far their correlation falls short of 1."""
+    if model.answers.kind == "regress":
+        return 1.0 - float(np.corrcoef(whole[:, 0], small[:, 0])[0, 1])
+    return 1.0 - float(equal_answers(model.answers, whole, small).mean())
 
 
 def count_tokens(model: Model, rows: Sequence[Example]) -> np.ndarray:
@@ -671,8 +696,9 @@ def count_tokens(model: Model, rows: Sequence[Example]) -> np.ndarray:
 
 
 def vocabulary_sizes(model: Model, counts: np.ndarray) -> list[int]:
-    """How many tokens are worth trying: all, and those that occur at least once, twice or four times, with what keeps every text readable."""
+    """How many tokens are worth trying: all, and those that occur once, twice or four times, with what keeps every text readable and some more."""
     whole = len(counts)
     least = len(Vocabulary.of(model.encoder.tokenizer).essential)
-    sizes = {-(-(least + int((counts >= times).sum()) + ROOM) // 100) * 100 for times in (1, 2, 4)}
+    wanted = [(1, 4 * ROOM), (1, ROOM), (2, ROOM), (4, ROOM)]
+    sizes = {-(-(least + int((counts >= times).sum()) + room) // 100) * 100 for times, room in wanted}
     return sorted({min(size, whole) for size in sizes} | {whole}, reverse=True)

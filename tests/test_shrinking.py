@@ -23,9 +23,11 @@ from lightune.errors import CheckFailed, InputError
 from lightune.evaluation import evaluate
 from lightune.grids import fit_grid
 from lightune.preparation import Interrupted
-from lightune.recipes import parse_seconds
+from lightune.recipes import parse_seconds, read_recipe, resolve
+from lightune.runs import open_run
 from lightune.runtime import load as load_artifact
 from lightune.training import Step
+from lightune.vocabularies import Vocabulary
 
 if TYPE_CHECKING:
     from lightune.runs import Run
@@ -95,6 +97,16 @@ def own_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
     for module in (shrinking, students, training):
         monkeypatch.setattr(module, "time", clock)
     return time.process_time
+
+
+def test_a_vocabulary_is_judged_by_the_answers_that_it_changes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ground = shrinking.survey(open_run(run), resolve(read_recipe(run / "recipe.toml"), {}), lambda fact: None)
+    counts = shrinking.count_tokens(ground.model, ground.train)
+    least = len(Vocabulary.of(ground.model.encoder.tokenizer).essential)
+    monkeypatch.setattr(shrinking, "vocabulary_sizes", lambda model, counts: [len(counts), least + 1])
+    lost = shrinking.Search(ground, lambda fact: None)._lost_answers(counts)
+    assert lost[len(counts)] == 0
+    assert 0.2 < lost[least + 1] <= 1  # hardly any word can be told from another
 
 
 def test_named_steps_give_a_smaller_proven_file(run: Path) -> None:

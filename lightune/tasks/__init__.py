@@ -15,8 +15,8 @@ The contract of a task class (a frozen dataclass with the one field `answers`):
 
 A target that the training data lack is an error that names it.
 
-The tasks of GENERATIVE answer in text: they have only `kind`, `primary` and `answers`. Their rows are conversations, their loss is that of
-the answers' tokens (`language`), and they are scored by `language_evaluation`.
+The tasks of GENERATIVE answer in text: they have only `kind`, `primary` and `answers`. Their rows are conversations, of translate the
+source and the target of each answer, their loss is that of the answers' tokens (`language`), and they are scored by `language_evaluation`.
 """
 
 from __future__ import annotations

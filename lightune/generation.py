@@ -92,7 +92,8 @@ class TorchGenerator:
     def _drafts(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[Draft]:
         rows = [self.encode_prompt(prompt) for prompt in prompts]
         table, room = self.prompting.table, self.prompting.room
-        return [Draft(ids, options, table, room(ids), seed) for ids, seed in zip(rows, seeds(options.seed, rows), strict=True)]
+        alone = self.prompting.end is not None
+        return [Draft(ids, options, table, room(ids), seed, alone=alone) for ids, seed in zip(rows, seeds(options.seed, rows), strict=True)]
 
     def _run(self, drafts: list[Draft]) -> Iterator[tuple[int, Piece]]:
         """Every row's pieces as they come, with the row's number; rows that have ended leave the batch."""

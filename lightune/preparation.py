@@ -19,7 +19,7 @@ from lightune.errors import InputError, LightuneError
 from lightune.methods import make_method
 from lightune.models import Model
 from lightune.recipes import Recipe
-from lightune.tasks import find_task
+from lightune.tasks import GENERATIVE, find_task
 from lightune.training import Evaluation, Forecast, Step
 
 LONGEST = 512  # tokens: the default limit of bases that could take more
@@ -136,6 +136,10 @@ def read_unlabelled(recipe: Recipe, splits: Splits) -> list[Example]:
 def read_all(recipe: Recipe, source: Any) -> Splits:
     """The data in parts, with every sentence that reading and splitting told in facts["told"]."""
     options = recipe.data
+    if options.task in GENERATIVE:
+        raise InputError(
+            f"Models of the task {options.task} are not compared, and method auto does not choose for them. Name a method for fit."
+        )
     how: dict[str, Any] = {"task": options.task, "text": options.text, "pair": options.pair, "label": options.label}
     form: dict[str, Any] = {"delimiter": options.delimiter, "encoding": options.encoding}
     parts = read_parts(sources.locate_data(source), **how, **form)

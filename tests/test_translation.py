@@ -191,7 +191,7 @@ def test_plain_transformers_loads_the_export_and_says_the_same(run: Any) -> None
     assert [one.text for one in written.generator.generate(texts, GenerationOptions(max_tokens=8))] == answers
     for text, answer in zip(texts, answers, strict=True):
         made = model.generate(**tokenizer(text, return_tensors="pt"), max_new_tokens=8, use_cache=False)
-        assert tokenizer.decode(made[0], skip_special_tokens=True).strip() == answer.strip()
+        assert tokenizer.decode(made[0], skip_special_tokens=True) == answer
 
 
 @pytest.mark.parametrize(("tied", "kind"), [(True, "f32"), (True, "bf16"), (False, "f16")])
@@ -214,10 +214,14 @@ def test_the_command_line_writes_scores_and_refuses_gguf(run: Any, data: Path, c
     assert json.loads(capsys.readouterr().out)["scores"]["exact_match"]["value"] > 0.5
     assert main(["inspect", str(data), "--task", "translate", "--model", str(run.record["base"]), "--rows", "1"]) == 0
     assert "⟧" in capsys.readouterr().out
+    assert main(["predict", str(run.folder), "7 lower"]) == 0
+    assert capsys.readouterr().out == "lower\n"
     assert main(["export", str(run.folder), "--to", "gguf"]) == 2
     assert "'gguf' is no export target of translate" in capsys.readouterr().err
     assert main(["fit", str(data), "--task", "translate", "--to", "gguf:type=q4_0"]) == 2
     assert "Choose hf" in capsys.readouterr().err
+    assert main(["fit", str(data), "--task", "translate", "--method", "auto:seconds=9", "--to", "none"]) == 2
+    assert "method auto does not choose for them" in capsys.readouterr().err
 
 
 def test_resumed_equals_uninterrupted(data: Path, base: Path, tmp_path: Path) -> None:

@@ -18,17 +18,25 @@ class Draft:
 
     Args:
         prompt: token ids [s]. room: most tokens that the model's context leaves for the answer. seed: see `sampling.seeds`.
+        alone: the answer is a text of its own, and does not go on from the prompt: the blank that SentencePiece puts before a text is left out.
 
     tokens: the answer so far, without its end token. finish: why it ended, None while it has not.
     """
 
     def __init__(
-        self, prompt: np.ndarray, options: GenerationOptions, table: TokenTable, room: int, seed: Sequence[int] | None = None
+        self,
+        prompt: np.ndarray,
+        options: GenerationOptions,
+        table: TokenTable,
+        room: int,
+        seed: Sequence[int] | None = None,
+        *,
+        alone: bool = False,
     ) -> None:
         self.prompt = prompt
         self.tokens: list[int] = []
         self.finish: str | None = None
-        self._table = table
+        self._table, self._alone = table, alone
         self._most = min(options.max_tokens, room)
         self._sampler = Sampler(options, prompt, seed)
         self._stopper = Stopper((*options.stop, *table.stop))
@@ -41,7 +49,8 @@ class Draft:
         if token in self._table.ends:
             return self._end("stop")
         self.tokens.append(token)
-        text = self._stopper.push(self._table.piece(token))
+        piece = self._table.piece(token)
+        text = self._stopper.push(piece.removeprefix(b" ") if self._alone and len(self.tokens) == 1 else piece)
         if self._stopper.stopped:
             self.finish = "stop"
             return Piece(text, 1, self.finish)

@@ -361,9 +361,9 @@ def load_translator(source: sources.Source) -> tuple[torch.nn.Module, torch.nn.L
         InputError: transformers cannot read it without remote code, or it is no T5.
     """
     try:
-        config = AutoConfig.from_pretrained(source.folder, trust_remote_code=False)
-        if source.file or config.model_type not in TWO_STACKS:
-            raise ValueError(f"it is {'a GGUF file' if source.file else config.model_type}, expected one of {', '.join(TWO_STACKS)}.")
+        kind = "a GGUF file" if source.file else AutoConfig.from_pretrained(source.folder, trust_remote_code=False).model_type
+        if kind not in TWO_STACKS:
+            raise ValueError(f"it is {kind}, expected one of {', '.join(TWO_STACKS)}.")
         whole = _quietly(lambda: AutoModelForSeq2SeqLM.from_pretrained(source.folder, trust_remote_code=False, dtype=torch.float32))
     except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

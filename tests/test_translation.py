@@ -224,6 +224,15 @@ def test_the_command_line_writes_scores_and_refuses_gguf(run: Any, data: Path, c
     assert "method auto does not choose for them" in capsys.readouterr().err
 
 
+def test_gradient_checkpointing_changes_no_loss(data: Path, base: Path) -> None:
+    losses = []
+    for checkpointing in (False, True):
+        found = prepared(data, base, method="lora", gradient_checkpointing=checkpointing)
+        recipe = resolve({}, {**QUICK, "epochs": 0.5, "gradient_checkpointing": checkpointing})
+        losses.append([fact.loss for fact in language.open_training(found, recipe.train).steps() if fact.kind == "step"])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
 def test_resumed_equals_uninterrupted(data: Path, base: Path, tmp_path: Path) -> None:
     recipe = resolve({}, {**QUICK, "epochs": 2.0})
     whole = [fact.loss for fact in language.open_training(prepared(data, base), recipe.train).steps() if fact.kind == "step"]

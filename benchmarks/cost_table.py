@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lightune import benchmarking, exports, importance, models, planning, probes, shrinking, sources, students
+from lightune import benchmarking, exports, importance, models, planning, probes, shrinking, sources
 from lightune.costs import Shape, measure_probes
 from lightune.costs.measuring import open_probe, read_probes, time_interleaved
 from lightune.data import read
@@ -42,7 +42,7 @@ def draw_shape(base, vocabularies, draw):
 
 def make_artifact(model, candidate, examples, counts, folder):
     """The exported folder of a candidate; the tokens of the texts stay, as in a search."""
-    student = students.copy_model(model)
+    student = model.copy()
     for spec in candidate.steps:
         found = importance.measure(student, examples, rows=32)
         student.shrink(make_step(spec), dataclasses.replace(found, tokens=counts) if spec.startswith("vocab") else found)

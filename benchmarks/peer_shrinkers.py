@@ -1,10 +1,12 @@
 """Plain ways to make a fine-tuned model smaller, each with a tool's own defaults; scored and timed by Lightune's code, so that only the way differs."""
 
+import dataclasses
 import shutil
 import tempfile
 from pathlib import Path
 
 import torch
+import torch.nn.utils.prune
 from onnx import TensorProto
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -68,8 +70,6 @@ def half_depth(model, train, folder):
     """Every second layer, trained on the labels alone."""
     layers = model.network.backbone.config.num_hidden_layers
     step = make_step(f"depth={layers // 2}")
-    import dataclasses
-
     model.shrink(dataclasses.replace(step, layers=tuple(range(0, layers, 2))), None)
     for _ in Training(model, train, [], TrainOptions(epochs=EPOCHS)).steps():
         pass

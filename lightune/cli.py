@@ -319,7 +319,7 @@ def shrink(
     step: Annotated[list[str] | None, Parameter(help="a step to take in place of a search, as in depth=3 or ffn=1/2; several in their order", negative="")] = None,
     take: Annotated[int | None, Parameter(help="make this point of the front the run's small artefact")] = None,
     epochs: Annotated[float | None, Parameter(help="passes over the rows after named steps; by default the time decides")] = None,
-    to: Annotated[str, Parameter(help="what the model is exported to after named steps, as in onnx:weights=8,tables=4")] = "onnx-int8",
+    to: Annotated[str | None, Parameter(help="what the model is exported to after named steps, as in onnx:weights=8,tables=4 or gguf:type=q4_0 [default: onnx-int8, gguf for generate]")] = None,
     overwrite: Annotated[bool, Parameter(negative="", help="forget an earlier search of the run")] = False,
     json: Json = False, **options: Any,
 ) -> int:  # fmt: skip

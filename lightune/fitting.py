@@ -20,6 +20,7 @@ from lightune import (
     contrast,
     exporting,
     exports,
+    journal,
     language,
     models,
     selftraining,
@@ -431,7 +432,7 @@ def _describe(
 
 def _clear(run: Run) -> None:
     """Empty a run folder of what a run writes, and of nothing else."""
-    shrinking.forget(run)
+    journal.forget(run)
     for name in ("checkpoints", "model", "artifacts"):
         shutil.rmtree(run.folder / name, ignore_errors=True)
     for name in (

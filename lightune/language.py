@@ -111,7 +111,7 @@ def packs(model: Model, rows: Sequence[Supervised]) -> bool:
     network = model.network
     if not remembers(network.backbone):
         return False
-    ids = tensors(model.encoder.pad(_encode(rows).encoded), model.device)["input_ids"]
+    ids = tensors(model.encoder.pad(encode_rows(rows).encoded), model.device)["input_ids"]
     training = network.training
     network.eval()
     with torch.no_grad():
@@ -143,7 +143,7 @@ def open_training(prepared: Supervision, options: TrainOptions) -> Training:
     """The training of the answers' tokens; every token of a step weighs the same."""
     rows = prepared.rows["train"]
     judge = LossJudge(prepared.model, prepared.rows.get("dev", ())[:JUDGED_ROWS])
-    training = Training(prepared.model, _encode(rows), (), options, answer_objective(rows, prepared.packed), judge)
+    training = Training(prepared.model, encode_rows(rows), (), options, answer_objective(rows, prepared.packed), judge)
     judge.precision = training.in_precision
     judge.remember()
     return training
@@ -162,7 +162,11 @@ def answer_objective(rows: Sequence[Supervised], packed: bool = False) -> Object
 
 def row_losses(network: LanguageNetwork, hidden: Tensor, labels: Tensor, owners: Tensor, count: int) -> Tensor:
     """The mean loss of each of so many rows [b], by the vectors of their supervised tokens, see `supervised_vectors`."""
-    each = network.losses(hidden, labels)
+    return row_means(network.losses(hidden, labels), owners, count)
+
+
+def row_means(each: Tensor, owners: Tensor, count: int) -> Tensor:
+    """The mean [b] over the tokens of each of so many rows, of values [m] that belong to the rows int64 [m]."""
     return torch.zeros(count, device=each.device).index_add(0, owners, each) / torch.bincount(owners, minlength=count)
 
 
@@ -218,7 +222,7 @@ class LossJudge:
     def scores(self, metric: str) -> dict[str, float]:
         network, total, count = self.model.network, 0.0, 0
         network.eval()
-        encoded = _encode(self.rows).encoded
+        encoded = encode_rows(self.rows).encoded
         for places in batches([len(ids) for ids in encoded.ids], len(self.rows), JUDGED_TOKENS):
             ids = tensors(self.model.encoder.pad(encoded, places), self.model.device)["input_ids"]
             with torch.no_grad(), self.precision():
@@ -250,7 +254,7 @@ def score(prepared: Supervision, recipe: Recipe, tell: Callable[[str], None] = l
     """What `evaluation.json` holds: the perplexity of held-out answers and, for questions, how good greedy answers are."""
     part = held_part(prepared)
     generator = generator_of(prepared.model)
-    rows = [TokenRow(row.ids, row.trained, _spelled(prepared.model, row)) for row in prepared.rows[part]]
+    rows = token_rows(prepared.model, prepared.rows[part])
     tell(f"Measuring the loss of {len(rows)} {part} rows")
     fluent = perplexity(generator, rows).to_dict()
     scores = {name: fluent[name] for name in ("perplexity", "byte_perplexity") if fluent[name]}
@@ -281,6 +285,11 @@ def held_out(prepared: Supervision) -> tuple[list[np.ndarray], list[Any]]:
     parts = dict.fromkeys((part, "dev" if prepared.rows.get("dev") else part))
     rows = [row.ids for name in parts for row in prepared.rows[name]]
     return rows, [ask(row)[0] for row in getattr(prepared, part) if row.messages]
+
+
+def token_rows(model: Model, rows: Sequence[Supervised]) -> list[TokenRow]:
+    """Rows as perplexity is measured on them, with the bytes that their supervised tokens stand for."""
+    return [TokenRow(row.ids, row.trained, _spelled(model, row)) for row in rows]
 
 
 def _spelled(model: Model, row: Supervised) -> float:
@@ -361,7 +370,7 @@ def _read_template(path: str | None) -> str | None:
         raise InputError(f"The chat template {path!r} cannot be read ({error}). Give a file with a Jinja template.") from None
 
 
-def _encode(rows: Sequence[Supervised]) -> Rows:
+def encode_rows(rows: Sequence[Supervised]) -> Rows:
     """Rows for the loop; a row weighs as much as it has supervised tokens."""
     ids = [row.ids for row in rows]
     counts = np.array([int(row.trained.sum()) for row in rows], dtype=np.float32)

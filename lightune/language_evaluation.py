@@ -41,13 +41,16 @@ class TokenRow:
 class Perplexity:
     """per_token: exp of the mean loss of a token. per_byte: exp of the loss of a byte, None where no row knows its bytes.
 
-    tokens, bytes: how many were scored. Intervals come from a bootstrap over rows.
+    tokens, bytes: how many were scored. Intervals come from a bootstrap over rows. losses: float [n], the sum of each row's. sizes: float [n],
+    its bytes, None where no row knows them.
     """
 
     per_token: Score
     per_byte: Score | None
     tokens: int
     bytes: float | None
+    losses: np.ndarray
+    sizes: np.ndarray | None
 
     def to_dict(self) -> dict[str, Any]:
         """Ready for JSON."""
@@ -62,6 +65,20 @@ class Question:
     prompt: str
     choices: tuple[str, ...]
     gold: int
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Different questions, each once.
+
+    conversations: the first that asks each. prompts: what is asked, all before the last answer. references: every right answer of each.
+    available: how many different questions there were to draw from.
+    """
+
+    conversations: tuple[Conversation, ...]
+    prompts: tuple[tuple[Message, ...], ...]
+    references: tuple[tuple[str, ...], ...]
+    available: int
 
 
 def cut_rows(generator: Generator, texts: Iterable[str], *, prefix: str = "", length: int | None = None) -> list[TokenRow]:
@@ -105,7 +122,8 @@ def perplexity(generator: Generator, rows: Sequence[TokenRow], *, resamples: int
         return {name: float(np.exp(total / unit)) if unit else float("nan") for name, unit in units.items()}
 
     scores = _with_intervals(measure, len(rows), resamples, seed)
-    return Perplexity(scores["token"], scores.get("byte"), int(counts.sum()), None if sizes is None else float(sizes.sum()))
+    whole = None if sizes is None else float(sizes.sum())
+    return Perplexity(scores["token"], scores.get("byte"), int(counts.sum()), whole, losses, sizes)
 
 
 def score_rows(generator: Generator, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -247,26 +265,43 @@ def evaluate_generation(
     """
     if not conversations:
         raise InputError(f"The {part} data have no rows, expected at least one conversation with an answer.")
+    questions = draw_questions(conversations, limit=limit, seed=seed)
+    start = time.perf_counter()
+    made = answer(generator, questions.prompts, options or GenerationOptions())
+    seconds = time.perf_counter() - start
+    return score_questions(questions, made, metrics, part=part, resamples=resamples, seed=seed) | {"seconds": round(seconds, 3)}
+
+
+def draw_questions(conversations: Sequence[Conversation], *, limit: int | None = None, seed: int = 0) -> Questions:
+    """The last questions of conversations, each different one once; at most so many of them, drawn by the seed."""
     asked = [ask(conversation) for conversation in conversations]
     keys = [repr([turn.to_dict() for turn in prompt]) for prompt, _ in asked]
     firsts, references = group_references(keys, [reference for _, reference in asked])
-    available = len(firsts)
-    chosen = np.sort(np.random.default_rng(seed).permutation(available)[:limit])
-    firsts, references = [firsts[place] for place in chosen], [references[place] for place in chosen]
-    options = options or GenerationOptions()
-    start = time.perf_counter()
-    made = answer(generator, [asked[row][0] for row in firsts], options)
-    seconds = time.perf_counter() - start
-    names = tuple(metrics or choose_metrics(references))
-    judged = score_answers([one.text if one else "" for one in made], references, names, resamples=resamples, seed=seed)
+    chosen = np.sort(np.random.default_rng(seed).permutation(len(firsts))[:limit])
+    rows = [firsts[place] for place in chosen]
+    texts = tuple(references[place] for place in chosen)
+    return Questions(tuple(conversations[row] for row in rows), tuple(asked[row][0] for row in rows), texts, len(firsts))
+
+
+def score_questions(
+    questions: Questions,
+    made: Sequence[Generated | None],
+    metrics: Sequence[str] | None = None,
+    *,
+    part: str = "test",
+    resamples: int = 300,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The record that `evaluate_generation` returns, of answers that were made: what `answer` gives for the questions' prompts."""
+    names = tuple(metrics or choose_metrics(questions.references))
+    judged = score_answers([one.text if one else "" for one in made], questions.references, names, resamples=resamples, seed=seed)
+    table = zip(questions.conversations, questions.prompts, questions.references, made, strict=True)
     rows = [
-        _describe(conversations[row], asked[row][0], right, one)
-        | {name: round(float(found.rows[place]), 6) for name, found in judged.items()}
-        for place, (row, right, one) in enumerate(zip(firsts, references, made, strict=True))
+        _describe(*row) | {name: round(float(found.rows[place]), 6) for name, found in judged.items()} for place, row in enumerate(table)
     ]
     values = {name: Score(found.value, found.low, found.high).to_dict() for name, found in judged.items()}
-    facts = {"part": part, "rows": len(rows), "available": available, "scores": {"primary": names[0], **values}}
-    return facts | _count(made, [conversations[row] for row in firsts]) | {"seconds": round(seconds, 3)} | _show(rows, names[0])
+    facts = {"part": part, "rows": len(rows), "available": questions.available, "scores": {"primary": names[0], **values}}
+    return facts | _count(made, questions.conversations) | _show(rows, names[0])
 
 
 def read_ks(metrics: Sequence[str]) -> tuple[int, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,32 @@ SMALL = "small"  # the chosen artefact's name
 UNITS = {"max_mb": "MB", "max_ms": "ms", "max_ram": "MB of memory", "keep": "of the score"}
 
 Point = dict[str, Any]
+Prove = Callable[[Path], dict[str, Any]]  # an artefact's folder to {part, scores, kept}
 
 
-def score_points(run: Run, points: Sequence[Point], model: Model, rows: Sequence[Example], part: str, least: float | None) -> None:
-    """Give each point that has none yet its proof: scores on rows that nothing was chosen by, and the share of the model's score kept.
+def score_points(run: Run, points: Sequence[Point], prove: Prove) -> None:
+    """Give each point that has none yet its proof: scores on rows that nothing was chosen by, and the share of the model's score kept."""
+    for point in points:
+        if "proof" not in point:
+            point["proof"] = proof = prove(run.folder / point["artifact"])
+            point["test"] = proof["scores"][proof["scores"]["primary"]]["value"] if proof["part"] == "test" else None
+
+
+def proof_by(model: Model, rows: Sequence[Example], part: str, least: float | None) -> Prove:
+    """How artefacts of models that classify or score are proved, by the model before.
 
     rows: of the test part; where there is none, of the part that chose.
     """
-    waiting = [point for point in points if "proof" not in point]
-    whole = model.logits(rows) if waiting else None
-    for point in waiting:
-        artifact = load_artifact(run.folder / point["artifact"])
-        scores, kept = evaluate(artifact, rows, part=part), compare_scores(model, whole, artifact, rows, least)
-        point["proof"] = {"part": part, "scores": scores.summary(), "kept": kept}
-        point["test"] = scores[scores.primary] if part == "test" else None
+    answers = cache(lambda: model.logits(rows))
+
+    def prove(folder: Path) -> dict[str, Any]:
+        artifact = load_artifact(folder)
+        return {
+            "part": part, "scores": evaluate(artifact, rows, part=part).summary(),
+            "kept": compare_scores(model, answers(), artifact, rows, least),
+        }  # fmt: skip
+
+    return prove
 
 
 def compare_scores(model: Model, whole: Any, artifact: Any, rows: Sequence[Example], least: float | None) -> dict[str, float]:

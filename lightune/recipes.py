@@ -118,7 +118,7 @@ class Budget:
     """What the exported model must hold on this machine. Nothing is asked by default."""
 
     max_mb: float | None = option(None, "megabytes (10^6 bytes) of the whole artefact folder, tokenizer included", above=0)
-    max_ms: float | None = option(None, "milliseconds from text to answer", above=0)
+    max_ms: float | None = option(None, "milliseconds from text to answer; of what generates, of each token that it writes", above=0)
     percentile: str = option("p50", "which latency max-ms limits: the median or the 95th percentile", choices=("p50", "p95"))
     max_ram: float | None = option(None, "megabytes of resident memory of a process that answers", above=0)
     keep: float | None = option(None, "share of the reference score to keep, as in 0.99", above=0, high=1.2)
@@ -154,6 +154,11 @@ class DistillOptions:
     unlabelled: str | None = option(None, "a file of texts without labels from the same field: the teacher says what they mean")
     stages: int = option(
         1, "cut in so many stages with training between: named steps always, a search where a trial shows that it helps", low=1, high=4
+    )
+    healing: str = option(
+        "auto",
+        "generate: the method by which the student learns, full or lora, or a spec as in lora:rank=32; auto takes lora where at most a fifth of "
+        "the blocks' weights was cut, else full",
     )
     teacher: tuple[str, ...] = option((), "runs whose models teach; the run's own model by default, several are averaged")
 

@@ -17,7 +17,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lightune import benchmarking, distillation, exporting, exports, importance, models, planning, probes, proving, students
+from lightune import (
+    benchmarking,
+    distillation,
+    exporting,
+    exports,
+    importance,
+    language_shrinking,
+    models,
+    planning,
+    probes,
+    proving,
+    students,
+)
 from lightune.costs import CostTable, Shape
 from lightune.costs.measuring import stretch_text
 from lightune.data import Example, read, split
@@ -25,24 +37,24 @@ from lightune.errors import CheckFailed, InputError
 from lightune.evaluation import evaluate
 from lightune.exports import onnx, sensitivity
 from lightune.exports.parity import equal_answers
+from lightune.journal import Journal, forget
 from lightune.models import Model
 from lightune.options import format_spec
 from lightune.planning import Candidate
 from lightune.precision import FP32
 from lightune.preparation import Interrupted, Told, Watch, read_all, stop_on_signals
-from lightune.recipes import Budget, Recipe, parse_seconds, read_recipe, resolve
-from lightune.reports import write_front_csv
+from lightune.recipes import Budget, Recipe, read_recipe, resolve
 from lightune.runs import Run, full_disk_told, open_run
 from lightune.runtime import load as load_artifact
 from lightune.simulation import simulated
 from lightune.sources import locate_data
 from lightune.steps import check_lasting, make_step
+from lightune.tasks import GENERATIVE
 from lightune.vocabularies import Vocabulary
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
-SECONDS = 1200.0  # of a search, where none are given
 COUNT = 4  # candidates of the first rung
 LESSON_SHARE = 0.1  # of the time that the teacher may read augmented rows
 FIRST_SHARE = 0.3  # of the time left when the candidates are planned, for their first rungs; of each, half may be overhead
@@ -51,7 +63,6 @@ STATIC_SECONDS = 60.0
 STATIC_WIDTH = 128
 ALLOWED_LOSS = 0.003  # of the development score by quantization, before it is trained for
 AGREE = 0.99  # share of answers that mixed precision should leave as they are
-CHECKPOINT_SECONDS = 30.0
 LEAST_SECONDS = 1.0  # of a rung that is worth its overhead
 MIDDLE_SHARE = 1 / 3  # of a rung's time for larger students on the way
 PACES, TELLING = (0.5, 3.0), 5.0  # between which a forecast of steps is corrected, by rungs of so many seconds or more
@@ -92,7 +103,7 @@ def shrink(
     steps: Sequence[str] = (),
     take: int | None = None,
     epochs: float | None = None,
-    to: str = INT8,
+    to: str | None = None,
     overwrite: bool = False,
     watch: Watch = lambda fact: None,
     **options: Any,
@@ -103,7 +114,8 @@ def shrink(
         folder: a run. steps: specs such as ``depth=3``; without them the budget decides.
         take: the id of a point of the front that becomes the run's small artefact; nothing is trained.
         epochs: passes over the rows for named steps; by default the time decides.
-        to: what the model is exported to after named steps; a search chooses the precision itself.
+        to: what the model is exported to after named steps, by default onnx-int8, or gguf where it generates; a search chooses the precision
+            itself.
         overwrite: forget an earlier search.
         options: those of Budget and DistillOptions, as in ``keep=0.99``, ``max_mb=4.5``, ``time="20min"``.
 
@@ -148,13 +160,18 @@ def search(
     data: Any = None,
     steps: Sequence[str] = (),
     epochs: float | None = None,
-    to: str = INT8,
+    to: str | None = None,
     watch: Watch = lambda fact: None,
 ) -> Run:
     """Search, or go on with a search, in a finished run; see `shrink`."""
     begin = time.monotonic()
     for spec in steps:
         make_step(spec)
+    if recipe.data.task in GENERATIVE:
+        return language_shrinking.search(
+            run, recipe, data=data, steps=steps, epochs=epochs, to=to or language_shrinking.TARGET, watch=watch
+        )
+    to = to or INT8
     exports.find_export(to)
     ground = survey(run, recipe, watch, data)
     found = Search(ground, watch, steps, epochs, to, begin)
@@ -165,13 +182,6 @@ def search(
         raise Interrupted(f"Stopped by {name}; what was found is saved. Go on with the same command: lightune shrink {run.folder}")
     prove(found, watch)
     return run
-
-
-def forget(run: Run) -> None:
-    """Remove what an earlier search has left in a run."""
-    shutil.rmtree(run.folder / "candidates", ignore_errors=True)
-    for name in ("search.json", "front.json", "front.csv"):
-        (run.folder / name).unlink(missing_ok=True)
 
 
 def survey(run: Run, recipe: Recipe, watch: Watch, data: Any = None) -> Ground:
@@ -221,12 +231,11 @@ class Search:
         self.ground, self.watch, self.epochs, self.target = ground, watch, epochs, to
         self.budget: Budget = ground.recipe.budget
         self.limits = self.budget.limits
-        self.seconds = parse_seconds(self.budget.time) if self.budget.time else SECONDS
         self.steps = tuple(steps)
         self.stopping = False
         self.lessons: dict[str | None, students.Lesson] = {}
-        self.state = self._open_state()
-        self.begun = (time.monotonic() if begin is None else begin) - self.state["seconds"]
+        self.journal = self._open_journal(begin)
+        self.state, self.seconds = self.journal.state, self.journal.seconds
         self.rungs: list[planning.Rung] = []  # that are still to come
 
     @property
@@ -237,7 +246,7 @@ class Search:
     @property
     def elapsed(self) -> float:
         """Seconds since the search began, those of earlier sittings included."""
-        return time.monotonic() - self.begun
+        return self.journal.elapsed
 
     def request_stop(self) -> None:
         """End after the step in progress. Safe in a signal handler."""
@@ -302,7 +311,7 @@ class Search:
         known = self._known()
         if candidate not in known:
             self.state["candidates"].append(dataclasses.asdict(candidate))
-            self.write_state()
+            self.journal.write()
             return len(known)
         return known.index(candidate)
 
@@ -339,7 +348,7 @@ class Search:
         for number, item in enumerate(chosen if not self.steps else ()):
             self.watch(Told(f"Candidate {number}: {item.name}, expected {item.bytes / 1e6:.1f} MB and {item.milliseconds:.2f} ms"))
         self.state["candidates"] = [dataclasses.asdict(item) for item in chosen]
-        self.write_state()
+        self.journal.write()
 
     def _lost_answers(self, counts: np.ndarray) -> dict[int, float]:
         """The share of development answers that change when the model reads with fewer tokens, for every size that is worth trying.
@@ -408,7 +417,7 @@ class Search:
         with simulated(student.network, rounding):
             trained += self._take_course(name, student, lesson, seconds, 1.0 if candidate.stages == 1 else 1 - MIDDLE_SHARE)
         if self.stopping:
-            self.write_state()
+            self.journal.write()
             return
         with full_disk_told(folder):
             student.save(folder / "model")
@@ -416,7 +425,7 @@ class Search:
         self.state["done"].append(name)
         if candidate.shape.layers:
             self.state["overheads"].append(round(time.monotonic() - begin - trained, 3))
-        self.write_state()
+        self.journal.write()
 
     def _open(self, number: int, candidate: Candidate, lesson: students.Lesson, seconds: float) -> tuple[Model, float, float]:
         """The student that a rung goes on with; a new one comes by way of larger ones where the candidate has stages.
@@ -437,7 +446,7 @@ class Search:
             if name in self.state["done"]:
                 student = models.load(kept)
                 continue
-            students.cut(student, lesson, specs)
+            students.cut(student, specs, lesson.weigh)
             self.watch(Told(f"Candidate {number} comes by way of {' · '.join(specs)}"))
             trained += self._take_course(name, student, lesson, seconds * share, share)
             if self.stopping:
@@ -445,8 +454,8 @@ class Search:
             with full_disk_told(folder):
                 student.save(kept)
             self.state["done"].append(name)
-            self.write_state()
-        return students.cut(student, lesson, last), seconds * (1 - MIDDLE_SHARE), trained
+            self.journal.write()
+        return students.cut(student, last, lesson.weigh), seconds * (1 - MIDDLE_SHARE), trained
 
     def _take_course(self, name: str, student: Model, lesson: students.Lesson, seconds: float, share: float) -> float:
         """Let a student learn for some time, or go on where it was stopped; at the end it holds its best weights.
@@ -459,20 +468,18 @@ class Search:
         if self.stopping:
             return 0.0
         begin = time.monotonic()
-        course = students.Course(
+        course = students.open_course(
             student, lesson, self.ground.dev, self.ground.recipe.distill, self._train_options(), teachers=self.ground.teachers,
             epochs=self.state["running"].get(name) or (self.epochs * share if self.epochs else None), seconds=seconds / self.state["pace"],
         )  # fmt: skip
         self.state["running"][name] = course.epochs
-        self.write_state()
+        self.journal.write()
         self.watch(course.forecast)
         setup = time.monotonic() - begin
-        last = begin + setup + seconds + LATE * self.seconds
+        last = float("inf") if self.epochs else begin + setup + seconds + LATE * self.seconds
         folder = self._folder(int(name.partition("/")[0])) / "checkpoints"
-        for fact in course.steps(folder, CHECKPOINT_SECONDS, lambda: self.stopping):
+        for fact in course.steps(folder, students.CHECKPOINT_SECONDS, lambda: self.stopping, last):
             self.watch(fact)
-            if not self.epochs and time.monotonic() > last:
-                course.training.finish_early()
         if self.stopping:
             return 0.0
         shutil.rmtree(folder, ignore_errors=True)
@@ -502,7 +509,7 @@ class Search:
         if before.get("target") == point["target"]:  # of one shape in one precision the faster time is the truer: other work only slows
             point["milliseconds"] = min(point["milliseconds"], before["milliseconds"])
         point["holds"] = {name.removeprefix("max_"): value <= limit for name, value, limit in proving.costs_of(self.limits, point)}
-        self.state["points"] = [old for old in self.state["points"] if old["id"] != number] + [point]
+        self.journal.put(point)
         self.watch(Told(f"Candidate {number}: dev {primary} {score:.4f}, {point['bytes'] / 1e6:.2f} MB, {point['milliseconds']:.3f} ms"))
 
     def _export(self, student: Model, candidate: Candidate, folder: Path, model_score: float) -> dict[str, Any]:
@@ -613,43 +620,18 @@ class Search:
         students.observe_lesson(self.lessons[vocab], self.ground.recipe.distill, self.ground.teachers, layers)
         return self.lessons[vocab]
 
-    def _open_state(self) -> dict[str, Any]:
+    def _open_journal(self, begin: float | None) -> Journal:
         """What an earlier sitting left, where it had the same settings; else the beginning."""
+        ground = self.ground
         budget = {name: value for name, value in dataclasses.asdict(self.budget).items() if name != "time"}
-        settings = json.loads(
-            json.dumps({"budget": budget, "distill": dataclasses.asdict(self.ground.recipe.distill), "steps": self.steps})
-        )
-        path = self.ground.run.folder / "search.json"
-        if path.exists():
-            state: dict[str, Any] = self.ground.run.read("search.json")
-            if state["settings"] == settings:
-                self.watch(Told(f"Going on with the search after {state['seconds']:.0f} s: {len(state['done'])} rungs are done."))
-                return state
-            raise InputError(
-                f"{self.ground.run.folder} holds a search with other settings. Take one of its points with --take ID, or forget it with --overwrite."
+        settings = json.loads(json.dumps({"budget": budget, "distill": dataclasses.asdict(ground.recipe.distill), "steps": self.steps}))
+        empty = {"pace": 1 / SPARE, "candidates": [], "done": [], "running": {}, "times": {}, "overheads": []}
+        journal = Journal(ground.run, settings, empty, self.budget, ground.reference, ground.model.task.primary, begin)
+        if journal.resumed:
+            self.watch(
+                Told(f"Going on with the search after {journal.state['seconds']:.0f} s: {len(journal.state['done'])} rungs are done.")
             )
-        empty: dict[str, Any] = {"candidates": [], "points": [], "done": [], "running": {}, "times": {}, "overheads": []}
-        return {"settings": settings, "seconds": 0.0, "pace": 1 / SPARE, **empty}
-
-    def write_state(self) -> None:
-        """search.json and the front, as they stand."""
-        self.state["seconds"] = self.elapsed
-        self.ground.run.write("search.json", self.state)
-        self.write_front()
-
-    def write_front(self) -> None:
-        """front.json and front.csv: everything tried so far."""
-        for point, holds in zip(self.state["points"], planning.on_front(self.state["points"]), strict=True):
-            point["on_front"] = holds
-        seconds = parse_seconds(self.budget.time) if self.budget.time else None
-        limits: dict[str, float | None] = {name: self.limits.get(name) for name in ("max_mb", "max_ms", "max_ram", "keep")}
-        facts = {
-            "reference": self.ground.reference, "limits": {**limits, "time": seconds}, "points": self.state["points"],
-            "chosen": None, "metric": self.ground.model.task.primary,
-        }  # fmt: skip
-        self.ground.run.write("front.json", facts)
-        if self.state["points"]:
-            write_front_csv(self.ground.run.folder)
+        return journal
 
 
 def prove(search: Search, watch: Watch) -> None:
@@ -662,11 +644,11 @@ def prove(search: Search, watch: Watch) -> None:
     points = sorted(search.state["points"], key=search.rank)
     rows, part = (ground.test, "test") if len(ground.test) else (ground.dev, "dev")
     watch(Told(f"Proving candidate {points[0]['id']} on {len(rows)} {part} rows"))
-    proving.score_points(run, points, ground.model, rows, part, search.limits.get("keep"))
+    proving.score_points(run, points, proving.proof_by(ground.model, rows, part, search.limits.get("keep")))
     folder = run.folder / points[0]["artifact"]
     points[0]["measured"] = benchmarking.measure(load_artifact(folder, threads=1), list(rows[: exporting.PARITY_ROWS]), folder)
     points[0]["resident_bytes"] = points[0]["measured"]["resident_bytes"]
-    search.write_state()
+    search.journal.write()
     held = proving.crown(run, points[0], search.limits)
     shutil.rmtree(run.folder / "candidates" / "lessons", ignore_errors=True)
     proving.stop_unless_met(held, run.artifacts / proving.SMALL)

@@ -25,6 +25,10 @@ ROWS = 64  # least rows of a step: what a small model does with fewer is mostly 
 STATIC_RATE = 3e-3
 SAMPLE = 256  # rows from which importance is measured
 TIMED_ROWS = 256
+CHECKPOINT_SECONDS = 30.0
+
+Weigh = Callable[[Model, bool], importance.Importance]  # of a model; whether also by the loss without each layer
+Open = Callable[[TrainOptions], Training]
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,10 @@ class Lesson:
     examples: Sequence[Example]
     times: int
     folder: Path
+
+    def weigh(self, student: Model, leave_out: bool) -> importance.Importance:
+        """What each part of a student is worth to the task."""
+        return importance.measure(student, self.examples, rows=SAMPLE, leave_out=leave_out)
 
 
 def prepare_lesson(
@@ -84,15 +92,15 @@ def prepare_lesson(
 
 def make_student(lesson: Lesson, steps: Sequence[str]) -> Model:
     """A copy of the lesson's teacher after some steps: see `cut`."""
-    return cut(lesson.teacher.copy(), lesson, steps)
+    return cut(lesson.teacher.copy(), steps, lesson.weigh)
 
 
-def cut(student: Model, lesson: Lesson, steps: Sequence[str]) -> Model:
+def cut(student: Model, steps: Sequence[str], weigh: Weigh) -> Model:
     """The student itself, made smaller by some steps; each is planned by the importance that is left after the one before."""
     for spec in steps:
         step = make_step(spec)
         chooses_layers = type(step).__name__ == "Depth"  # what its loss says is a better guide than what flows through
-        student.shrink(step, importance.measure(student, lesson.examples, rows=SAMPLE, leave_out=chooses_layers))
+        student.shrink(step, weigh(student, chooses_layers))
     return student
 
 
@@ -104,42 +112,30 @@ def observe_lesson(lesson: Lesson, options: DistillOptions, teachers: Sequence[M
 
 
 class Course:
-    """One student's training on a lesson, which can stop and go on.
+    """One student's training, which can stop and go on.
 
     Args:
-        teachers: who is imitated besides the lesson's own teacher; empty for that one alone.
-        seconds: how long it may take; `options.epochs` where None.
+        open: gives the training of the student for some options.
+        seconds: how long it may take; `epochs` where None.
     """
 
-    def __init__(
-        self,
-        student: Model,
-        lesson: Lesson,
-        dev: Sequence[Example],
-        options: DistillOptions,
-        train: TrainOptions,
-        *,
-        teachers: Sequence[Model] = (),
-        epochs: float | None = None,
-        seconds: float | None = None,
-    ) -> None:
-        static = not getattr(student.network.backbone.config, "num_hidden_layers", 0)
-        train = dataclasses.replace(
-            train, rate=STATIC_RATE if static else train.rate or RATE, patience=None, batch_size=max(train.batch_size, ROWS)
-        )
-        objective = self._objective(student, lesson, options, train, teachers)
-        self.training = Training(student, lesson.rows, dev, dataclasses.replace(train, epochs=epochs or 1.0), objective)
+    def __init__(self, open: Open, train: TrainOptions, *, epochs: float | None = None, seconds: float | None = None) -> None:
+        self.training = open(dataclasses.replace(train, epochs=epochs or 1.0))
         self.forecast = self.training.forecast()
         if epochs is None and seconds is not None:
             epochs = max(seconds / max(self.forecast.seconds, 1e-6), 2 / self.training.steps_per_epoch)
-            settled = dataclasses.replace(train, epochs=epochs, precision=self.training.precision)
-            self.training = Training(student, lesson.rows, dev, settled, objective)
+            self.training = open(dataclasses.replace(train, epochs=epochs, precision=self.training.precision))
             self.forecast = dataclasses.replace(self.forecast, steps=self.training.total, epochs=epochs, seconds=seconds)
         self.epochs = float(self.training.epochs)
         self.resumed = 0  # the step from which it went on
 
-    def steps(self, folder: Path, every: float, stop: Callable[[], bool] = lambda: False) -> Iterator[Step | Evaluation]:
-        """Train from the last checkpoint in the folder to the end, writing one now and then; a stop that is asked for saves and returns."""
+    def steps(
+        self, folder: Path, every: float, stop: Callable[[], bool] = lambda: False, until: float = float("inf")
+    ) -> Iterator[Step | Evaluation]:
+        """Train from the last checkpoint in the folder to the end, writing one now and then; a stop that is asked for saves and returns.
+
+        until: a time of the monotonic clock after which the next step is the last.
+        """
         self.resumed = self.training.restore(folder)
         saved = time.monotonic()
         for fact in self.training.steps():
@@ -149,17 +145,43 @@ class Course:
             if (isinstance(fact, Evaluation) or not self.training.evaluates_now) and time.monotonic() - saved >= every:
                 self.training.save(folder)
                 saved = time.monotonic()
+            if time.monotonic() > until:
+                self.training.finish_early()
         if self.training.stopping:
             self.training.save(folder)
 
-    def _objective(
-        self, student: Model, lesson: Lesson, options: DistillOptions, train: TrainOptions, teachers: Sequence[Model]
-    ) -> Objective:
-        blocks = int(getattr(student.network.backbone.config, "num_hidden_layers", 0))
-        observed = observe_lesson(lesson, options, teachers, blocks)
-        if not blocks:
-            options = dataclasses.replace(options, hidden_weight=0.0, relations_weight=0.0)
-        return distillation.imitate(student, observed, options, lesson.labelled, train.label_smoothing)
+
+def open_course(
+    student: Model,
+    lesson: Lesson,
+    dev: Sequence[Example],
+    options: DistillOptions,
+    train: TrainOptions,
+    *,
+    teachers: Sequence[Model] = (),
+    epochs: float | None = None,
+    seconds: float | None = None,
+) -> Course:
+    """A student's training on a lesson.
+
+    Args:
+        teachers: who is imitated besides the lesson's own teacher; empty for that one alone.
+        seconds: how long it may take; `epochs` where None.
+    """
+    static = not getattr(student.network.backbone.config, "num_hidden_layers", 0)
+    train = dataclasses.replace(
+        train, rate=STATIC_RATE if static else train.rate or RATE, patience=None, batch_size=max(train.batch_size, ROWS)
+    )
+    objective = _objective(student, lesson, options, train, teachers)
+    return Course(lambda settled: Training(student, lesson.rows, dev, settled, objective), train, epochs=epochs, seconds=seconds)
+
+
+def _objective(student: Model, lesson: Lesson, options: DistillOptions, train: TrainOptions, teachers: Sequence[Model]) -> Objective:
+    blocks = int(getattr(student.network.backbone.config, "num_hidden_layers", 0))
+    observed = observe_lesson(lesson, options, teachers, blocks)
+    if not blocks:
+        options = dataclasses.replace(options, hidden_weight=0.0, relations_weight=0.0)
+    return distillation.imitate(student, observed, options, lesson.labelled, train.label_smoothing)
 
 
 def _joined(parts: Sequence[Encoded]) -> Encoded:

@@ -130,7 +130,8 @@ def _record(network: LanguageNetwork, offsets: np.ndarray, kept: int, read: Read
     for rows, hidden in read:
         places = np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
         for begin in range(0, len(places), CHUNK):
-            chances = normalise(network.head(hidden[begin : begin + CHUNK]).float() / temperature)
+            with torch.no_grad():
+                chances = normalise(network.head(hidden[begin : begin + CHUNK]).float() / temperature)
             top = chances.topk(kept, dim=1)
             found = {"ids": top.indices, "chances": top.values.clamp(min=LEAST), "rest": _rest(chances, top.indices)}
             for name, values in found.items():

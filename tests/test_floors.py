@@ -45,6 +45,7 @@ FLOORS = (
         "selftraining",
         "evaluation",
         "language_evaluation",
+        "examination",
         "benchmarking",
         "importance",
         "augmentation",
@@ -59,13 +60,13 @@ FLOORS = (
     {"runs", "exports"},
     {"exporting", "costs", "probes"},
     {"reports"},
-    {"preparation", "planning", "proving", "students"},
-    {"shrinking", "blending", "choosing", "language"},
+    {"preparation", "planning", "journal", "proving", "students"},
+    {"shrinking", "blending", "choosing", "language", "language_students", "language_shrinking"},
     {"fitting", "comparing", "predictors", "harness", "serving", "chatting", "inspection", "anatomy", "knobs", "profiling", "listing"},
     {"terminal", "cli", "__main__"},
 )
 NO_TORCH = {
-    "errors", "requirements", "options", "recipes", "precision", "grids", "data", "metrics", "runtime", "tasks", "supervision", "evaluation", "language_evaluation", "judging", "sandbox", "harness", "sources", "catalogue", "wheels", "headers", "onnx_weights", "runs",
+    "errors", "requirements", "options", "recipes", "precision", "grids", "data", "metrics", "runtime", "tasks", "supervision", "evaluation", "language_evaluation", "examination", "judging", "sandbox", "harness", "sources", "catalogue", "wheels", "headers", "onnx_weights", "runs",
     "reports", "listing", "predictors", "serving", "chatting", "inspection", "terminal", "cli", "benchmarking", "costs", "__init__", "__main__",
 }  # fmt: skip
 NO_NUMPY = {

@@ -42,7 +42,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def losses(model: models.Model, rows: list[Supervised], packed: bool) -> torch.Tensor:
-    ids = torch.from_numpy(model.encoder.pad(language._encode(rows).encoded)["input_ids"])
+    ids = torch.from_numpy(model.encoder.pad(language.encode_rows(rows).encoded)["input_ids"])
     objective = language.answer_objective(rows, packed)
     return objective(model.network, {"input_ids": ids}, torch.zeros(len(rows)), np.arange(len(rows)))
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import tiny_models
 
-from lightune import fitting, models, probes, shrinking, students, training
+from lightune import fitting, journal, models, probes, shrinking, students, training
 from lightune.costs import CostTable, Probe, Shape
 from lightune.errors import CheckFailed, InputError
 from lightune.evaluation import evaluate
@@ -94,7 +94,7 @@ def run(finished: Run, tmp_path: Path) -> Path:
 def own_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
     """A clock of what this process computes alone, which the search then goes by: what else runs on the machine does not count."""
     clock = types.SimpleNamespace(monotonic=time.process_time, perf_counter=time.process_time)
-    for module in (shrinking, students, training):
+    for module in (shrinking, journal, students, training):
         monkeypatch.setattr(module, "time", clock)
     return time.process_time
 
@@ -229,7 +229,7 @@ def test_a_search_with_other_settings_is_refused_until_it_is_overwritten(searche
     run = Path(shutil.copytree(searched, tmp_path / "run"))
     with pytest.raises(InputError, match="other settings"):
         shrinking.shrink(run, max_mb=1.0)
-    shrinking.forget(shrinking.open_run(run))
+    journal.forget(shrinking.open_run(run))
     assert not (run / "front.json").exists()
 
 

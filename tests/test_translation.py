@@ -53,7 +53,7 @@ def test_the_loss_is_that_of_transformers_on_the_targets_alone(data: Path, base:
     found = prepared(data, base, method="full")
     rows = found.rows["train"][:6]
     network = found.model.network.eval()
-    ids = torch.from_numpy(found.model.encoder.pad(language._encode(rows).encoded)["input_ids"])
+    ids = torch.from_numpy(found.model.encoder.pad(language.encode_rows(rows).encoded)["input_ids"])
     each = language.answer_objective(rows)(network, {"input_ids": ids}, torch.zeros(6), np.arange(6))
     whole = loaded(base)
     for place, row in enumerate(rows):

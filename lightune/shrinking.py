@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -419,9 +420,13 @@ class Search:
         if self.stopping:
             self.journal.write()
             return
-        with full_disk_told(folder):
-            student.save(folder / "model")
-        self._record(number, candidate, student, trained)
+        whole = evaluate(student, self.ground.dev, part="dev", resamples=0)[student.task.primary]
+        if whole < self._reached(number):
+            self.watch(Told(f"Candidate {number}: dev {student.task.primary} {whole:.4f} is lower than before; the earlier weights stay"))
+        else:
+            with full_disk_told(folder):
+                student.save(folder / "model")
+            self._record(number, candidate, student, trained, whole)
         self.state["done"].append(name)
         if candidate.shape.layers:
             self.state["overheads"].append(round(time.monotonic() - begin - trained, 3))
@@ -488,10 +493,13 @@ class Search:
             self.state["pace"] = round(float(np.clip(self.state["pace"] * trained / seconds, *PACES)), 4)
         return trained
 
-    def _record(self, number: int, candidate: Candidate, student: Model, seconds: float) -> None:
-        """Export a student, score the file on the development rows, and put the point among the others."""
+    def _reached(self, number: int) -> float:
+        """The development score of a candidate's model after an earlier rung; below every score where there was none."""
+        return next((point["score"] + point["lost"] for point in self.state["points"] if point["id"] == number), -math.inf)
+
+    def _record(self, number: int, candidate: Candidate, student: Model, seconds: float, whole: float) -> None:
+        """Export a student, score the file on the development rows, and put the point among the others; whole: what the model scores there."""
         folder = self._folder(number) / "artifact"
-        whole = evaluate(student, self.ground.dev, part="dev", resamples=0)[student.task.primary]
         entry = self._export(student, candidate, folder, whole)
         before: dict[str, Any] = next((point for point in self.state["points"] if point["id"] == number), {})
         primary = self.ground.model.task.primary

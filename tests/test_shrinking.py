@@ -109,6 +109,26 @@ def test_a_vocabulary_is_judged_by_the_answers_that_it_changes(run: Path, monkey
     assert 0.2 < lost[least + 1] <= 1  # hardly any word can be told from another
 
 
+def test_a_rung_that_went_wrong_leaves_the_earlier_weights(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = resolve({**read_recipe(run / "recipe.toml"), "budget": {}, "distill": {}}, dict(FAST))
+    search = shrinking.Search(shrinking.survey(open_run(run), recipe, lambda fact: None), lambda fact: None, ["depth=1"], 4.0)
+    search._plan()
+    (candidate,) = search._known()
+    search._train(0, candidate, "first")
+    before = models.load(run / "candidates" / "0" / "model").network.head.weight
+    (point,) = search.points
+
+    def spoil(name: str, student: models.Model, *given: Any) -> float:
+        student.network.head.weight.data.neg_()
+        return 0.0
+
+    monkeypatch.setattr(search, "_take_course", spoil)
+    search._train(0, candidate, "second")
+    assert (models.load(run / "candidates" / "0" / "model").network.head.weight == before).all()
+    assert search.points == [point]
+    assert search.state["done"] == ["0/first", "0/second"]
+
+
 def test_named_steps_give_a_smaller_proven_file(run: Path) -> None:
     found = shrinking.shrink(run, steps=["depth=1", "ffn=1/2"], epochs=4.0, **FAST)
     (entry,) = found.record["artifacts"]

@@ -389,7 +389,7 @@ def _check_options(recipe: Recipe) -> None:
         raise InputError(f"{strange} needs data of its own. Measure it after fit: lightune evaluate RUN DATA --metrics {strange}")
     if strange:
         raise unknown("metric", strange, METRICS)
-    if recipe.budget.limits:
+    if recipe.budget.limits and recipe.data.task != "generate":
         raise InputError(
-            "A budget (max-mb, max-ms, max-ram, keep) cannot be searched for models that generate yet. Choose a smaller export."
+            f"A budget (max-mb, max-ms, max-ram, keep) cannot be searched for models of the task {recipe.data.task}. Leave it out."
         )

@@ -17,9 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightune import benchmarking, exporting, exports, language, language_students, models, proving, students
+from lightune import benchmarking, exporting, exports, language, language_planning, language_students, models, proving, students
 from lightune.costs import Shape
-from lightune.errors import InputError
+from lightune.errors import CheckFailed, InputError
 from lightune.examination import Exam, Paper
 from lightune.journal import Journal
 from lightune.language import Supervision
@@ -36,6 +36,7 @@ TARGET = "gguf"
 FLUENT_ROWS = 256  # most held-out rows whose perplexity is told
 DEV_QUESTIONS = 64  # that choose
 LEAST_SECONDS = 1.0  # of training
+COUNT, FIRST_SHARE = 3, 0.5  # candidates of a search, and the share of the training time in which all of them learn before the best goes on
 PROOF_SHARE = 0.3  # of the time for exports, answers and timing, which a student does not learn in
 WITHOUT = {"compare": "last", "relations_weight": 0.0, "hidden_weight": 1.0, "augment": 6, "unlabelled": None, "stages": 1, "teacher": ()}
 
@@ -66,14 +67,14 @@ def search(
     data: Any = None,
     steps: Sequence[str] = (),
     epochs: float | None = None,
-    to: str = TARGET,
+    to: str | None = None,
     watch: Watch = lambda fact: None,
 ) -> Run:
-    """Take named steps, or go on with them, in a finished run of the task generate; see `shrinking.shrink`."""
+    """Take named steps, or search for what holds a budget, or go on with either, in a finished run of the task generate; see `shrinking.shrink`."""
     begin = time.monotonic()
     check_options(recipe, steps, to)
     ground = survey(run, recipe, recipe.data.train if data is None else data, watch)
-    found = Search(ground, watch, steps, epochs, to, begin)
+    found = Search(ground, watch, steps, epochs, to or TARGET, begin)
     with stop_on_signals(found) as caught:
         found.run()
     if found.stopping:
@@ -83,7 +84,7 @@ def search(
     return run
 
 
-def check_options(recipe: Recipe, steps: Sequence[str], to: str) -> None:
+def check_options(recipe: Recipe, steps: Sequence[str], to: str | None) -> None:
     """Refuse what cannot be done before anything is read.
 
     Raises:
@@ -91,10 +92,6 @@ def check_options(recipe: Recipe, steps: Sequence[str], to: str) -> None:
     """
     if recipe.data.task != "generate":
         raise InputError(f"shrink does not know models of the task {recipe.data.task} yet. Export them as hf, or give a run of generate.")
-    if not steps:
-        raise InputError(
-            "There is no search for models that generate yet. Name the steps: --step vocab=8000 --step depth=20 --to gguf:type=q4_0"
-        )
     for spec in steps:
         if type(make_step(spec)).__name__ == "Static":
             raise InputError(
@@ -102,7 +99,9 @@ def check_options(recipe: Recipe, steps: Sequence[str], to: str) -> None:
             )
     if len([spec for spec in steps if spec.startswith("vocab")]) > 1:
         raise InputError(f"The steps {' '.join(steps)} cut the vocabulary more than once. Name the last size alone.")
-    exports.find_generative(to)
+    if to is not None and not steps:
+        raise InputError(f"--to {to} goes with named steps; a search chooses the type itself. Leave it out, or add --step depth=20.")
+    exports.find_generative(to or TARGET)
     wrong = [name for name, plain in WITHOUT.items() if getattr(recipe.distill, name) != plain]
     if wrong:
         names = ", ".join(name.replace("_", "-") for name in wrong)
@@ -169,24 +168,57 @@ class Search:
         self.state = self.journal.state
         if self.journal.resumed:
             watch(Told(f"{len(self.state['done'])} students and {len(self.state['points'])} files are there already."))
-        self.named = self._number(tuple(steps), to)
+        self.chosen = self._number(steps, to) if steps else None
 
     def request_stop(self) -> None:
         """End after the step in progress. Safe in a signal handler."""
         self.stopping = True
 
     def run(self) -> None:
-        """Cut, train and export what was named; what an earlier sitting did is not done again."""
-        self._train(self.named, self.begin + (1 - PROOF_SHARE) * self.journal.seconds)
+        """Cut, train and export what was named or planned; what an earlier sitting did is not done again."""
+        seconds = (1 - PROOF_SHARE) * self.journal.seconds
+        if self.chosen is not None:
+            self._train(self.chosen, "first", self.begin + seconds)
+            return
+        planned = self._plan()
+        for place, number in enumerate(planned, 1):
+            try:
+                self._train(number, "first", self.begin + (FIRST_SHARE if len(planned) > 1 else 1.0) * seconds * place / len(planned))
+            except CheckFailed as error:
+                self.watch(Told(str(error), "warning"))
+        points = sorted((point for point in self.state["points"] if point["id"] in planned), key=partial(proving.rank, self.budget.limits))
+        if not points and not self.stopping:
+            raise CheckFailed(
+                "No file of any candidate writes as its model does. Give more time, or name the steps and a --to with more bits."
+            )
+        self.chosen = points[0]["id"] if points else None
+        if len(planned) > 1 and self.chosen is not None:
+            self._train(self.chosen, "winner", self.begin + seconds)
+
+    def _plan(self) -> list[int]:
+        """The numbers of the candidates that are worth training, written down before the first begins."""
+        if "planned" not in self.state:
+            ground = self.ground
+            self.watch(Told("Measuring what each part of the model is worth to the task"))
+            lesson = self._lesson(None)
+            counts = language_students.count_tokens(lesson.rows, lesson.teacher)
+            found = dataclasses.replace(lesson.weigh(lesson.teacher, False), tokens=counts)
+            chosen = language_planning.propose(ground.model, found, self.budget.limits, ground.reference, COUNT)
+            self.state["planned"] = [self._number(item.steps, item.target) for item in chosen]
+            for number, item in zip(self.state["planned"], chosen, strict=True):
+                told = f"expected {item.bytes / 1e6:.1f} MB and {item.milliseconds:.1f} ms a token"
+                self.watch(Told(f"Candidate {number}: {' · '.join(item.steps)} as {item.target}, {told}"))
+            self.journal.write()
+        return list(self.state["planned"])
 
     def prove(self) -> None:
-        """Score every file on the held-out rows, make the one that was named the run's small artefact, and test every limit on it.
+        """Score every file on the held-out rows, make the chosen one the run's small artefact, and test every limit on it.
 
         Raises:
             CheckFailed: a limit is not held.
         """
         ground, run = self.ground, self.ground.run
-        point = next(point for point in self.state["points"] if point["id"] == self.named)
+        point = next(point for point in self.state["points"] if point["id"] == self.chosen)
         exam = ground.exams["proof"]
         self.watch(Told(f"Proving {point['name']} on {len(exam) or 'all'} {exam.part} {'questions' if len(exam) else 'rows'}"))
         proving.score_points(run, self.state["points"], self._prove)
@@ -194,7 +226,7 @@ class Search:
         held = proving.crown(run, point, self.budget.limits)
         proving.stop_unless_met(held, run.artifacts / proving.SMALL)
 
-    def _number(self, steps: tuple[str, ...], target: str) -> int:
+    def _number(self, steps: Sequence[str], target: str) -> int:
         """The number of a candidate: its steps and its file's target; of equal steps one student is trained."""
         wanted = {"steps": list(steps), "target": target}
         if wanted not in self.state["candidates"]:
@@ -205,28 +237,30 @@ class Search:
         """Where a candidate's student and artefact lie."""
         return self.ground.run.folder / "candidates" / str(number)
 
-    def _train(self, number: int, until: float) -> None:
+    def _train(self, number: int, stage: str, until: float) -> None:
         """Train the student of a candidate until some time of the monotonic clock, unless that was done before, then export and score it."""
-        candidate = self.state["candidates"][number]
-        first = next(place for place, other in enumerate(self.state["candidates"]) if other["steps"] == candidate["steps"])
-        lesson = self._lesson(next((spec for spec in candidate["steps"] if spec.startswith("vocab")), None))
-        folder, begin = self._folder(first), time.monotonic()
-        if first not in self.state["done"]:
-            self._learn(first, lesson, until)
+        if self.stopping:
+            return
+        steps = self.state["candidates"][number]["steps"]
+        first = next(place for place, other in enumerate(self.state["candidates"]) if other["steps"] == steps)
+        begin = time.monotonic()
+        if f"{first}/{stage}" not in self.state["done"]:
+            self._learn(first, stage, until)
         if self.stopping:
             self.journal.write()
-            return
-        if not any(point["id"] == number for point in self.state["points"]):
-            self._record(number, models.load(folder / "model"), lesson, time.monotonic() - begin)
+        elif not any(point["id"] == number for point in self.state["points"]):
+            self._record(number, models.load(self._folder(first) / "model"), time.monotonic() - begin)
             self.journal.write()
 
-    def _learn(self, number: int, lesson: LanguageLesson, until: float) -> None:
-        """Make a student and let it learn until some time, or for the epochs that were asked for, and save it."""
-        folder, distill = self._folder(number), self.ground.recipe.distill
-        student = self._cut(number, lesson)
+    def _learn(self, number: int, stage: str, until: float) -> None:
+        """Let a student learn until some time, or for the epochs that were asked for, and save it; files of what it was before are forgotten."""
+        name, folder, distill = f"{number}/{stage}", self._folder(number), self.ground.recipe.distill
+        steps = self.state["candidates"][number]["steps"]
+        lesson = self._lesson(_vocab_of(steps))
+        student = self._open(number, steps, lesson)
         method = language_students.choose_healing(lesson.teacher, student, distill)
         self.watch(Told(f"{_size(student)} learn with {method} what the run's model expects of {len(lesson.rows)} rows"))
-        known = self.state["running"].get(str(number)) or self.epochs
+        known = self.state["running"].get(name) or self.epochs
         course = language_students.open_course(
             student,
             lesson,
@@ -236,7 +270,7 @@ class Search:
             epochs=known,
             clock=lambda: max(until - time.monotonic(), LEAST_SECONDS),
         )
-        self.state["running"][str(number)] = course.epochs
+        self.state["running"][name] = course.epochs
         self.journal.write()
         self.watch(course.forecast)
         last = float("inf") if known else max(until, time.monotonic() + LEAST_SECONDS)
@@ -244,23 +278,29 @@ class Search:
             self.watch(fact)
         if self.stopping:
             return
+        if worse := course.training.alarms():
+            self.watch(Told(f"{worse[0]} The weights from before stay.", "warning"))
         with full_disk_told(folder):
-            language_students.settle(student).save(folder / "model")
-        for name in ("checkpoints", "cut"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-        self.state["done"].append(number)
+            (models.load(folder / "cut") if worse else student.merge()).save(folder / "model")
+        for left in ("checkpoints", "cut"):
+            shutil.rmtree(folder / left, ignore_errors=True)
+        self.state["points"] = [point for point in self.state["points"] if point["steps"] != steps]
+        self.state["done"].append(name)
         self.journal.write()
 
-    def _cut(self, number: int, lesson: LanguageLesson) -> Model:
-        """The student before it learns, made once."""
-        kept = self._folder(number) / "cut"
-        if not (kept / "model.json").exists():
-            steps = [spec for spec in self.state["candidates"][number]["steps"] if not spec.startswith("vocab")]
-            self.watch(Told(f"Measuring what each part is worth, and cutting {' · '.join(steps) or 'nothing but the vocabulary'}"))
-            student = students.cut(lesson.teacher.copy(), steps, lesson.weigh)
-            with full_disk_told(kept):
-                student.save(kept)
-        return models.load(kept)
+    def _open(self, number: int, steps: Sequence[str], lesson: LanguageLesson) -> Model:
+        """The student as it is before it learns, or learns on."""
+        start, learned = (self._folder(number) / name for name in ("cut", "model"))
+        if not (start / "model.json").exists():
+            cuts = [spec for spec in steps if spec != _vocab_of(steps)]
+            if learned.exists():
+                student = models.load(learned)
+            else:
+                self.watch(Told(f"Measuring what each part is worth, and cutting {' · '.join(cuts) or 'nothing but the vocabulary'}"))
+                student = students.cut(lesson.teacher.copy(), cuts, lesson.weigh)
+            with full_disk_told(start):
+                student.save(start)
+        return models.load(start)
 
     def _lesson(self, vocab: str | None) -> LanguageLesson:
         """What students with these tokens learn from; one is in use at a time."""
@@ -278,9 +318,10 @@ class Search:
             self.ground.recipe.train, rate=None, epochs=None, patience=None, evaluate_every=None, schedule="linear", packing="off"
         )
 
-    def _record(self, number: int, student: Model, lesson: LanguageLesson, seconds: float) -> None:
+    def _record(self, number: int, student: Model, seconds: float) -> None:
         """Export a student, let the file take the development exam, and put the point among the others."""
         ground, folder, candidate = self.ground, self._folder(number) / "artifact", self.state["candidates"][number]
+        lesson = self._lesson(_vocab_of(candidate["steps"]))
         rows, prompts = language.held_out(lesson.data)
         entry = exporting.export_generator(
             student, candidate["target"], folder, rows=rows, prompts=prompts, sample=[row.ids for row in lesson.rows], name=str(number),
@@ -303,7 +344,7 @@ class Search:
         """What a file makes of an exam, and its score."""
         exam, generator = self.ground.exams[name], exporting.open_written(folder)
         candidate = self.state["candidates"][int(folder.parent.name)]
-        data = self._lesson(next((spec for spec in candidate["steps"] if spec.startswith("vocab")), None)).data
+        data = self._lesson(_vocab_of(candidate["steps"])).data
         try:
             paper = take(exam, generator, data)
         finally:
@@ -349,3 +390,8 @@ def _size(student: Model) -> str:
     shape = Shape.of(student)
     weights = sum(item.numel() for item in student.network.parameters())
     return f"{shape.layers} layers with {shape.vocabulary:,} tokens ({weights / 1e6:.1f}M weights)"
+
+
+def _vocab_of(steps: Sequence[str]) -> str | None:
+    """The step that cuts the vocabulary, which goes before all others."""
+    return next((spec for spec in steps if spec.startswith("vocab")), None)

@@ -96,8 +96,7 @@ def prepare_lesson(
     found = importance.measure(
         teacher, language.encode_rows(rows[:1]), rows=1, objective=language.answer_objective(rows[:1])
     )  # of which the step reads the counts of tokens alone
-    counts = np.bincount(np.concatenate([row.ids for row in rows]), minlength=len(found.tokens))
-    teacher.shrink(make_step(vocab), dataclasses.replace(found, tokens=counts))
+    teacher.shrink(make_step(vocab), dataclasses.replace(found, tokens=count_tokens(rows, teacher)))
     if recipe.data.too_long != "error":
         return LanguageLesson(attend(teacher), folder, recipe.train.precision)
     length, longest = teacher.encoder.max_length, architectures.longest_input(teacher.network.backbone.config)
@@ -105,6 +104,12 @@ def prepare_lesson(
     spelled = attend(teacher)
     teacher.encoder.max_length = max(length, *(len(row.ids) for part in spelled.rows.values() for row in part))
     return LanguageLesson(spelled, folder, recipe.train.precision)
+
+
+def count_tokens(rows: Sequence[Supervised], model: Model) -> np.ndarray:
+    """How often each token of a model occurs in its rows: int64 [V]."""
+    size = architectures.word_embedding(model.network.backbone).num_embeddings
+    return np.bincount(np.concatenate([row.ids for row in rows]), minlength=size).astype(np.int64)
 
 
 def choose_healing(teacher: Model, student: Model, options: DistillOptions) -> str:
@@ -128,7 +133,7 @@ def open_course(
     epochs: float | None = None,
     clock: Callable[[], float] | None = None,
 ) -> Course:
-    """A student's training on a lesson; the method that trains it is put on it here, and folded into its weights by `settle`.
+    """A student's training on a lesson; the method that trains it is put on it here, for `Model.merge` to fold into its weights.
 
     clock: tells, once the teacher has read, how many seconds the training may take; `epochs` where None.
     """
@@ -137,6 +142,7 @@ def open_course(
     expected = lesson.observe(options.temperature)
     objective = imitate(lesson.rows, expected, options)
     judge = language.LossJudge(student, lesson.data.rows.get("dev", ())[: language.JUDGED_ROWS])
+    judge.remember()
     rate = train.rate or (RATE if method == "full" else None)
 
     def open(settled: TrainOptions) -> Training:
@@ -145,11 +151,6 @@ def open_course(
         return training
 
     return Course(open, dataclasses.replace(train, rate=rate, patience=None), epochs=epochs, seconds=clock() if clock else None)
-
-
-def settle(student: Model) -> Model:
-    """The student with the method that trained it folded into its weights."""
-    return student.merge()
 
 
 def imitate(rows: Sequence[Supervised], expected: Expected, options: DistillOptions) -> Objective:

@@ -102,6 +102,15 @@ def costs_of(limits: Mapping[str, float], point: Mapping[str, Any]) -> list[tupl
     return [(name, values[name], limit) for name, limit in limits.items() if name in values]
 
 
+def rank(limits: Mapping[str, float], point: Mapping[str, Any]) -> tuple[float, ...]:
+    """What a point is sorted by, the best first: those that hold the limits, then the higher score; without limits the smallest that keep."""
+    excess = max((value / limit for _, value, limit in costs_of(limits, point)), default=0.0)
+    wanted, kept = limits.get("keep"), point["kept"] or 0.0
+    if "max_mb" in limits or "max_ms" in limits or wanted is None:
+        return (max(excess, 1.0), -kept, point["bytes"] * point["milliseconds"])
+    return (max(excess, 1.0), max(wanted - kept, 0.0), point["bytes"] * point["milliseconds"])
+
+
 def judge(limits: Mapping[str, float], point: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Each limit, what a scored point has, and whether it holds."""
     held = {name: {"limit": limit, "value": round(value, 4), "met": value <= limit} for name, value, limit in costs_of(limits, point)}

@@ -169,9 +169,7 @@ def search(
     for spec in steps:
         make_step(spec)
     if recipe.data.task in GENERATIVE:
-        return language_shrinking.search(
-            run, recipe, data=data, steps=steps, epochs=epochs, to=to or language_shrinking.TARGET, watch=watch
-        )
+        return language_shrinking.search(run, recipe, data=data, steps=steps, epochs=epochs, to=to, watch=watch)
     to = to or INT8
     exports.find_export(to)
     ground = survey(run, recipe, watch, data)
@@ -593,12 +591,7 @@ class Search:
 
     def rank(self, point: Mapping[str, Any]) -> tuple[float, ...]:
         """What a point is sorted by, the best first."""
-        excess = max((value / limit for _, value, limit in proving.costs_of(self.limits, point)), default=0.0)
-        wanted = self.limits.get("keep")
-        kept = point["kept"] or 0.0
-        if "max_mb" in self.limits or "max_ms" in self.limits or wanted is None:
-            return (max(excess, 1.0), -kept, point["bytes"] * point["milliseconds"])
-        return (max(excess, 1.0), max(wanted - kept, 0.0), point["bytes"] * point["milliseconds"])
+        return proving.rank(self.limits, point)
 
     @property
     def _rank(self) -> int:

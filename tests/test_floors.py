@@ -60,7 +60,7 @@ FLOORS = (
     {"runs", "exports"},
     {"exporting", "costs", "probes"},
     {"reports"},
-    {"preparation", "planning", "journal", "proving", "students"},
+    {"preparation", "planning", "journal", "language_planning", "proving", "students"},
     {"shrinking", "blending", "choosing", "language", "language_students", "language_shrinking"},
     {"fitting", "comparing", "predictors", "harness", "serving", "chatting", "inspection", "anatomy", "knobs", "profiling", "listing"},
     {"terminal", "cli", "__main__"},

@@ -79,7 +79,7 @@ def test_gradient_checkpointing_changes_no_loss(data: Path, base: Path) -> None:
     ("options", "message"),
     [
         ({"label_smoothing": 0.1}, "label-smoothing has no meaning for generate"),
-        ({"max_mb": 4.0}, "A budget"),
+        ({"max_mb": 4.0, "task": "translate"}, "A budget"),
         ({"metrics": ("pass@1",)}, "pass@1 needs data of its own"),
         ({"metrics": ("blue",)}, "Did you mean 'bleu'"),
         ({"method": "head"}, "trains nothing"),

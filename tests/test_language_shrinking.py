@@ -14,7 +14,7 @@ import torch
 from tiny_conversations import QUICK, write_base, write_echoes
 
 import lightune
-from lightune import language, language_shrinking, models, shrinking, token_distillation
+from lightune import language, language_planning, language_shrinking, models, shrinking, token_distillation
 from lightune.errors import CheckFailed, InputError
 from lightune.exporting import open_written
 from lightune.preparation import Interrupted
@@ -24,6 +24,7 @@ from lightune.runtime.generation import GenerationOptions, Message
 from lightune.training import Step
 
 STEPS = ["vocab=340", "depth=2", "ffn=64"]
+LLAMA_CPP = pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="needs xllamacpp")
 FP32 = {"to": "hf", "epochs": 4.0}
 
 
@@ -140,7 +141,7 @@ def test_a_student_that_is_killed_and_stopped_goes_on_to_the_same_weights(
     assert (run / "artifacts" / "small").is_dir()
 
 
-@pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason="needs xllamacpp")
+@LLAMA_CPP
 def test_a_gguf_of_the_student_writes_as_it_does(run: Path) -> None:
     shrinking.shrink(run, steps=["vocab=340", "heads=2"], epochs=1.0, to="gguf:type=f16")
     (entry,) = json.loads((run / "run.json").read_text())["artifacts"]
@@ -149,10 +150,27 @@ def test_a_gguf_of_the_student_writes_as_it_does(run: Path) -> None:
     assert (run / "artifacts" / "small" / "model.gguf").is_file()
 
 
+@LLAMA_CPP
+def test_a_search_trains_a_few_and_the_best_goes_on(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language_planning, "TYPES", {"f16": 0.0})  # in which tiny models write as they do
+    monkeypatch.setattr(language_shrinking, "COUNT", 2)
+    options: dict[str, Any] = {"max_mb": 0.27, "keep": 0.01, "time": "20s"}
+    shrinking.shrink(run, **options)
+    state, record = (json.loads((run / name).read_text()) for name in ("search.json", "run.json"))
+    chosen = record["budget"]["candidate"]
+    assert state["done"] == ["0/first", "1/first", f"{chosen}/winner"]
+    assert sorted(point["id"] for point in state["points"]) == [0, 1]
+    assert record["met"] is True
+    assert record["budget"]["held"]["max_mb"]["value"] <= 0.27
+    facts: list[Any] = []
+    shrinking.shrink(run, watch=facts.append, **options)  # everything is done: nothing is trained again
+    assert not any(isinstance(fact, Step) for fact in facts)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_mb": 1.0}, "Name the steps"),
+        ({"max_mb": 1.0, "to": "gguf"}, "goes with named steps"),
         ({"steps": ["static=8"]}, "nothing that could write"),
         ({"steps": ["vocab=300", "vocab=280"]}, "more than once"),
         ({"steps": ["depht=2"]}, "depht"),

@@ -103,7 +103,7 @@ def test_a_student_comes_nearer_to_its_teacher(ground: Any, tmp_path: Path, meth
     before = gap()
     course = language_students.open_course(student, lesson, method, options, resolve({}, {**QUICK, "rate": 0.003}).train, epochs=4.0)
     assert len(list(course.steps(tmp_path / "checkpoints", 1e9))) > 0
-    student = language_students.settle(student)
+    student = student.merge()
     assert gap() < 0.7 * before
 
 

@@ -170,6 +170,10 @@ def search(
         make_step(spec)
     if recipe.data.task in GENERATIVE:
         return language_shrinking.search(run, recipe, data=data, steps=steps, epochs=epochs, to=to, watch=watch)
+    if recipe.distill.healing != "auto":
+        raise InputError(
+            f"healing {recipe.distill.healing} has no meaning for {recipe.data.task or 'this task'}, whose students train all their weights. Leave it out."
+        )
     to = to or INT8
     exports.find_export(to)
     ground = survey(run, recipe, watch, data)

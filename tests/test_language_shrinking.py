@@ -15,6 +15,7 @@ from tiny_conversations import QUICK, write_base, write_echoes
 
 import lightune
 from lightune import language, language_planning, language_shrinking, models, shrinking, token_distillation
+from lightune.cli import main
 from lightune.errors import CheckFailed, InputError
 from lightune.exporting import open_written
 from lightune.preparation import Interrupted
@@ -95,6 +96,17 @@ def test_another_file_of_the_same_steps_needs_no_training(shrunk: tuple[Path, li
     assert json.loads((run / "run.json").read_text())["budget"]["candidate"] == second["id"] == 1
     shrinking.shrink(run, take=0)
     assert json.loads((run / "run.json").read_text())["artifacts"][-1]["sha256"] == first["sha256"]
+
+
+def test_the_command_line_tells_the_file(shrunk: tuple[Path, list[Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Path(shutil.copytree(shrunk[0], tmp_path / "run"))
+    steps = [part for step in STEPS for part in ("--step", step)]
+    assert main(["shrink", str(run), *steps, "--to", "hf", "--epochs", "4"]) == 0
+    told = capsys.readouterr().out
+    assert "small" in told
+    assert "answer tokens/s" in told
+    assert main(["shrink", str(run), "--take", "7"]) == 2
+    assert "no point 7" in capsys.readouterr().err
 
 
 def test_limits_that_are_missed_are_told_and_the_model_is_kept(run: Path) -> None:

@@ -307,6 +307,11 @@ def test_a_step_that_does_not_exist_is_refused_before_anything_is_read(run: Path
         shrinking.shrink(run, steps=["depht=3"])
 
 
+def test_healing_is_refused_where_all_weights_are_trained(run: Path) -> None:
+    with pytest.raises(InputError, match="healing lora has no meaning"):
+        shrinking.shrink(run, steps=["depth=1"], healing="lora")
+
+
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("20min", 1200), ("1.5h", 5400), ("30", 30), ("2 m", 120)])
 def test_times_are_read(text: str, seconds: float) -> None:
     assert parse_seconds(text) == seconds

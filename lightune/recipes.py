@@ -21,7 +21,7 @@ SHAPES = ("prompt-completion", "messages", "sharegpt", "alpaca", "text")
 TOO_LONG = ("error", "cut-left", "cut-right", "split", "drop")
 # What a model that generates is by default, where it differs from one that classifies.
 GENERATE_DEFAULTS: dict[str, Any] = {
-    "model": "smollm2-135m", "method": "lora", "to": ("gguf",), "batch_size": 8, "batch_tokens": 2048,
+    "model": "smollm2-135m", "method": "lora", "to": ("gguf",), "batch_size": 8, "batch_tokens": 1024,
 }  # fmt: skip
 DEFAULTS: dict[str, dict[str, Any]] = {  # by the task
     "generate": GENERATE_DEFAULTS, "translate": GENERATE_DEFAULTS | {"model": "title-t5", "to": ("hf",)},

@@ -182,18 +182,27 @@ class Search:
             return
         planned = self._plan()
         for place, number in enumerate(planned, 1):
-            try:
-                self._train(number, "first", self.begin + (FIRST_SHARE if len(planned) > 1 else 1.0) * seconds * place / len(planned))
-            except CheckFailed as error:
-                self.watch(Told(str(error), "warning"))
-        points = sorted((point for point in self.state["points"] if point["id"] in planned), key=partial(proving.rank, self.budget.limits))
-        if not points and not self.stopping:
+            self._try(number, "first", self.begin + (FIRST_SHARE if len(planned) > 1 else 1.0) * seconds * place / len(planned))
+        best = self._best(planned)
+        if len(planned) > 1 and best is not None:
+            self._try(best, "winner", self.begin + seconds)
+        self.chosen = self._best(planned)
+        if self.chosen is None and not self.stopping:
             raise CheckFailed(
                 "No file of any candidate writes as its model does. Give more time, or name the steps and a --to with more bits."
             )
-        self.chosen = points[0]["id"] if points else None
-        if len(planned) > 1 and self.chosen is not None:
-            self._train(self.chosen, "winner", self.begin + seconds)
+
+    def _try(self, number: int, stage: str, until: float) -> None:
+        """Train and export a candidate; a file that does not write as its model does is told, and no point of the front."""
+        try:
+            self._train(number, stage, until)
+        except CheckFailed as error:
+            self.watch(Told(str(error), "warning"))
+
+    def _best(self, numbers: Sequence[int]) -> int | None:
+        """The best of some candidates that have a file."""
+        points = (point for point in self.state["points"] if point["id"] in numbers)
+        return next((point["id"] for point in sorted(points, key=partial(proving.rank, self.budget.limits))), None)
 
     def _plan(self) -> list[int]:
         """The numbers of the candidates that are worth training, written down before the first begins."""

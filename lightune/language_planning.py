@@ -19,7 +19,7 @@ from lightune.exports.gguf.sizes import count_bytes
 from lightune.models import Model
 from lightune.vocabularies import Vocabulary
 
-TYPES = {"q8_0": 0.0, "q4_0": 0.05}  # of files, and how much each hurts beside the cuts
+TYPES = {"q8_0": 0.0, "q4_k_m": 0.03, "q4_0": 0.08}  # of files, and how much each hurts beside the cuts
 NEURONS = (1.0, 5 / 6, 2 / 3, 1 / 2)  # shares of the feed-forward neurons; multiples of 32 of the usual sizes
 SIDE = 70  # bytes of a token in the tokenizer's two forms, its merges included
 ROOM = 1000  # tokens for words that the data happen to lack

@@ -36,6 +36,7 @@ TARGET = "gguf"
 FLUENT_ROWS = 256  # most held-out rows whose perplexity is told
 DEV_QUESTIONS = 64  # that choose
 LEAST_SECONDS = 1.0  # of training
+SLACK = 4.0  # times the tolerance of an export: here the file's own answers are scored, which says more
 COUNT, FIRST_SHARE = 3, 0.5  # candidates of a search, and the share of the training time in which all of them learn before the best goes on
 PROOF_SHARE = 0.3  # of the time for exports, answers and timing, which a student does not learn in
 WITHOUT = {"compare": "last", "relations_weight": 0.0, "hidden_weight": 1.0, "augment": 6, "unlabelled": None, "stages": 1, "teacher": ()}
@@ -334,7 +335,7 @@ class Search:
         rows, prompts = language.held_out(lesson.data)
         entry = exporting.export_generator(
             student, candidate["target"], folder, rows=rows, prompts=prompts, sample=[row.ids for row in lesson.rows], name=str(number),
-            tell=lambda text: self.watch(Told(text)),
+            slack=SLACK, tell=lambda text: self.watch(Told(text)),
         )  # fmt: skip
         score, shape = self._examine("dev", folder)[1], Shape.of(student)
         reference = ground.reference["score"]

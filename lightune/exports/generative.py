@@ -34,6 +34,10 @@ class Closeness:
     perplexity: float | None = None
     agree: float | None = None
 
+    def widened(self, slack: float) -> Closeness:
+        """So many times as far in perplexity."""
+        return dataclasses.replace(self, perplexity=None if self.perplexity is None else slack * self.perplexity)
+
 
 @dataclass(frozen=True)
 class Quantization:

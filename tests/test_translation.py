@@ -121,9 +121,9 @@ METHODS = (
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_in_both_stacks_and_is_saved(data: Path, base: Path, tmp_path: Path, method: str) -> None:
     found = prepared(data, base, method=method)
-    training = language.open_training(found, resolve({}, {**QUICK, "epochs": 1.0}).train)
+    training = language.open_training(found, resolve({}, {**QUICK, "epochs": 4.0}).train)
     losses = [fact.loss for fact in training.steps() if fact.kind == "step"]
-    assert losses[-1] < losses[0]
+    assert sum(losses[-training.steps_per_epoch :]) < sum(losses[: training.steps_per_epoch])  # over the same rows
     names = found.model.trainable()
     assert any(".decoder." in name for name in names)
     assert any(".encoder." in name for name in names) or method == "freeze"  # half of the blocks are the encoder's

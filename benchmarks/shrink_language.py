@@ -1,6 +1,6 @@
 """SmolLM2-135M fine-tuned to write shell commands, then cut and healed: bytes, tokens a second and score of every file beside the unshrunk ones.
 
-Usage: python benchmarks/shrink_language.py --data DIR [--rows 2400] [--minutes 5] [--questions 150] [--only NAME ...] [--work DIR]
+Usage: python benchmarks/shrink_language.py --data DIR [--rows 2400] [--passes 2 | --minutes 5] [--questions 150] [--only NAME ...] [--work DIR]
        python benchmarks/shrink_language.py --data DIR --collect
 
 DIR/nl2bash/{train,validation,test}.jsonl are the data. One `lightune fit` and one `lightune shrink RUN --step ...` for every student and file,
@@ -37,13 +37,15 @@ GOAL = {"bytes": 50e6, "faster": 2.0, "kept": 0.97}  # of the unshrunk file with
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", required=True, type=Path), parser.add_argument("--work", type=Path, default=Path("runs/shrink_language"))
 parser.add_argument("--rows", type=int, default=2400), parser.add_argument("--epochs", default="1")
-parser.add_argument("--minutes", type=float, default=5.0, help="of each student, from reading the data to the proof")
+parser.add_argument("--passes", default="2", help="over the rows, of each student")
+parser.add_argument("--minutes", type=float, help="of each student, from reading the data to the proof, in place of --passes")
 parser.add_argument("--questions", type=int, default=150), parser.add_argument("--threads", default="1")
 parser.add_argument("--rounds", type=int, default=5, help="in which the files are timed in turns")
 parser.add_argument("--only", nargs="*", default=list(STUDENTS), choices=STUDENTS), parser.add_argument("--collect", action="store_true")
 parser.add_argument("--out", type=Path, default=HERE / "results" / "shrink_language.json")
 args = parser.parse_args()
 RUN = args.work / "run"
+LONG = ["--time", f"{args.minutes:g}min"] if args.minutes else ["--epochs", args.passes]
 
 
 def lightune(*command: str) -> int:
@@ -89,7 +91,7 @@ def shrink(name: str) -> None:
     for kind in types:
         if not any(point["steps"] == steps and point["target"] == f"gguf:type={kind}" for point in read_points()):
             flags = [flag for step in steps for flag in ("--step", step)]
-            lightune("shrink", str(RUN), *flags, "--to", f"gguf:type={kind}", "--time", f"{args.minutes}min", "--json")
+            lightune("shrink", str(RUN), *flags, "--to", f"gguf:type={kind}", *LONG, "--json")
 
 
 def read_points() -> list[dict[str, Any]]:
@@ -172,8 +174,8 @@ def gather() -> dict[str, Any]:
         )
     cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
     return {
-        "command": f"python benchmarks/shrink_language.py --data DIR --rows {args.rows} --epochs {args.epochs} --minutes {args.minutes:g} --questions {args.questions}",
-        "machine": {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform()}, "goal": GOAL,
+        "command": f"python benchmarks/shrink_language.py --data DIR --rows {args.rows} --epochs {args.epochs} --passes {args.passes} --questions {args.questions}",
+        "machine": {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform()}, "goal": GOAL, "students": " ".join(LONG),
         "fit": {key: record[key] for key in ("method", "examples", "seconds", "tokens_per_second", "epochs", "steps", "loss_before", "scores")},
         "files": found,
     }  # fmt: skip

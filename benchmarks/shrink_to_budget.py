@@ -5,8 +5,8 @@ DIR/NAME/*.jsonl as in SETS below. Every run and search is kept in WORK and not 
 Each search is asked for `factor` times fewer bytes than the fine-tuned fp32 weights and `factor` times fewer milliseconds than PyTorch fp32 on
 one thread, at 99 % of the score. With --peers the same fine-tuned model also goes through onnxruntime's own dynamic int8, a student of half
 the layers that learns from the labels alone, and magnitude pruning; all are scored and timed by the same code.
-Where no point keeps 99 %, the same run is searched once more for half the factor, and its points stand beside the others, as does the whole
-model in int8. At the end of each set the fine-tuned model and the front are timed in turns; the factors come from these times.
+Where no point keeps 99 %, or a peer lies beyond the front, the same run is searched once more for half the factor, and its points stand beside
+the others, as does the whole model in int8. At the end of each set the fine-tuned model and the front are timed in turns; the factors come from these times.
 Writes benchmarks/results/shrink_to_budget.json, and with --pages the tables of docs/shrinking.md and of both READMEs from it.
 """
 
@@ -66,7 +66,9 @@ def search(name, share=1.0):
     if share < 1 and not args.collect:
         first, folder = folder, folder.with_name(f"{name}-{share:g}")
         if not folder.exists():
-            shutil.copytree(first, folder, ignore=shutil.ignore_patterns("candidates", "search.json", "front.*", "small", "peers.json", "timed.json"))
+            shutil.copytree(
+                first, folder, ignore=shutil.ignore_patterns("candidates", "search.json", "front.*", "small", "peers.json", "timed.json")
+            )
             record = {key: value for key, value in json.loads((first / "run.json").read_text()).items() if key not in ("budget", "met")}
             record["artifacts"] = [entry for entry in record["artifacts"] if not entry["path"].endswith("/small")]
             (folder / "run.json").write_text(json.dumps(record))
@@ -133,6 +135,20 @@ def run_peers(folder):
     return json.loads(kept.read_text()) if kept.exists() else {}
 
 
+def find_above(searches, peer):
+    """The name of a point that scores at least as much as a peer and is neither larger nor slower; None where there is none."""
+    above = [
+        point["name"]
+        for one in searches
+        for point in one["points"]
+        if point["test"]
+        and point["test"] >= peer["test"]
+        and point["bytes"] <= peer["bytes"]
+        and point["milliseconds"] <= peer["milliseconds"]
+    ]
+    return above[-1] if above else None
+
+
 KEYS = ("id", "name", "steps", "target", "artifact", "bytes", "milliseconds", "resident_bytes", "score", "test", "on_front", "seconds")
 
 
@@ -185,7 +201,9 @@ def tell_front(name, entry):
     lines = [f"### {name}", "", f"`{entry['fit']}`", ""]
     lines += [f"`{search['command']}`: {search['seconds'] / 60:.0f} minutes." for search in entry["searches"]]
     lines += ["", "| what | size | smaller | ms a text | faster | test | kept |", "|---|---|---|---|---|---|---|"]
-    lines += [f"| fine-tuned, PyTorch fp32 | {before['bytes'] / 1e6:.1f} MB | 1 | {before['milliseconds']:.1f} | 1 | {before['test']:.3f} | 100 % |"]
+    lines += [
+        f"| fine-tuned, PyTorch fp32 | {before['bytes'] / 1e6:.1f} MB | 1 | {before['milliseconds']:.1f} | 1 | {before['test']:.3f} | 100 % |"
+    ]
     named = [(point["name"], point) for point in sorted(points, key=lambda point: -point["bytes"])]
     for title, point in [*named, *((f"*{peer}*", point) for peer, point in entry["peers"].items())]:
         size, kept = f"{point['bytes'] / 1e6:.2f} MB | {point['smaller']:.1f}×", f"{100 * point['test'] / before['test']:.1f} %"
@@ -203,7 +221,11 @@ def fill_pages(sets):
         path = root / page
         text = path.read_text(encoding="utf-8")
         found = re.search(f"<!-- {mark}:begin -->.*?<!-- {mark}:end -->", text, flags=re.DOTALL).group()
-        head = found[: found.index("|---") + found[found.index("|---") :].index("\n") + 1] if mark != "fronts" else f"<!-- {mark}:begin -->\n\n"
+        head = (
+            found[: found.index("|---") + found[found.index("|---") :].index("\n") + 1]
+            if mark != "fronts"
+            else f"<!-- {mark}:begin -->\n\n"
+        )
         path.write_text(text.replace(found, head + "\n".join(lines) + f"\n<!-- {mark}:end -->"), encoding="utf-8")
 
 
@@ -213,13 +235,17 @@ for name, (train, test, flags, _) in SETS.items():
         continue
     folder = search(name)
     searches = [gather(folder)]
-    if best_at([{**searches[0], "points": [point for point in searches[0]["points"] if point["steps"]]}], 0.99) is None:
+    peers = run_peers(folder) if args.peers else {}
+    shrunk = [{**searches[0], "points": [point for point in searches[0]["points"] if point["steps"]]}]
+    if best_at(shrunk, 0.99) is None or not all(find_above(searches, peer) for peer in peers.values()):
         second = search(name, 0.5)
         searches += [gather(second)] if (second / "front.json").exists() else []
     found[name] = {
         "fit": " ".join(["lightune fit", train, "--test", test, *flags]), "searches": searches,
         "best": {f"{keep:.0%}": best_at(searches, keep) for keep in KEEPS},
-        "peers": {peer: {**point, **factors(searches[0]["reference"], point)} for peer, point in run_peers(folder).items()} if args.peers else {},
+        "peers": {
+            peer: {**point, **factors(searches[0]["reference"], point), "dominated_by": find_above(searches, point)} for peer, point in peers.items()
+        },
     }  # fmt: skip
     print(name, json.dumps(found[name]["best"]), file=sys.stderr)
 cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())

@@ -157,7 +157,12 @@ def _type_name(hint: Any) -> str:
 
 def _options() -> Iterator[str]:
     yield "\n## Options\n\nWhat a recipe file (TOML), a flag of `fit` and a keyword of `lightune.fit` are called. A flag has `-` for `_`."
-    for cls, place in ((recipes.Recipe, "top of the recipe"), (recipes.DataOptions, "`[data]`"), (recipes.TrainOptions, "`[train]`"), (recipes.AnswerOptions, "`[answers]`")):
+    for cls, place in (
+        (recipes.Recipe, "top of the recipe"),
+        (recipes.DataOptions, "`[data]`"),
+        (recipes.TrainOptions, "`[train]`"),
+        (recipes.AnswerOptions, "`[answers]`"),
+    ):
         yield f"\n### {cls.__name__}: {place}\n"
         yield _table(("option", "type", "default", "bounds", "meaning"), list(_option_rows(cls)))
 

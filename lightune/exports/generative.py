@@ -19,7 +19,7 @@ from lightune.options import build, check, option
 
 FORMAT = 1
 TYPES = {  # of a GGUF file, with the largest change of the perplexity
-    "f32": 0.005, "f16": 0.005, "q8_0": 0.005, "q6_k": 0.02, "q5_k_m": 0.02, "q4_k_m": 0.05, "q4_k_s": 0.05, "q4_0": 0.05,
+    "f32": 0.005, "f16": 0.005, "q8_0": 0.005, "q6_k": 0.02, "q5_k_m": 0.02, "q4_k_m": 0.05, "q4_k_s": 0.05, "q4_0": 0.15,
 }  # fmt: skip
 
 

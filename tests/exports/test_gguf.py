@@ -21,6 +21,7 @@ from lightune.exports.gguf.tokens import check_tokens, describe_tokens
 from lightune.exports.likeness import compare
 from lightune.methods import make_method
 from lightune.runtime import manifest
+from lightune.runtime.answers import Answers
 from lightune.runtime.chat import ChatFormat, render
 from lightune.runtime.generation import GenerationOptions, Message
 from lightune.runtime.tokenization import Encoder
@@ -28,6 +29,7 @@ from lightune.steps.depth import Depth
 from lightune.steps.ffn import FFN
 from lightune.steps.heads import Heads
 from lightune.steps.vocab import Vocab
+from lightune.tasks import task_for
 from lightune.vocabularies import Vocabulary, choose
 
 gguf = pytest.importorskip("gguf")
@@ -339,7 +341,7 @@ def test_specs_that_are_wrong(spec: str, told: str) -> None:
 @pytest.fixture(scope="module")
 def smollm2() -> Any:
     try:
-        model = models.start_language(sources.resolve_model("smollm2-135m"), None, max_length=512)
+        model = models.start_language(sources.resolve_model("smollm2-135m"), task_for(Answers("generate", ())), max_length=512)
     except LightuneError as error:
         pytest.skip(f"smollm2-135m cannot be had here: {error}")
     model.network.eval()

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from lightune import exports, language, models, sources
 from lightune.adapters import read_adapter
@@ -73,6 +74,7 @@ parser.add_argument("--rate", default="1e-3"), parser.add_argument("--rank", def
 parser.add_argument("--length", type=int, default=512), parser.add_argument("--held", type=int, default=300, help="held-out questions")
 parser.add_argument("--precision", default="bf16"), parser.add_argument("--threads", default=str(len(os.sched_getaffinity(0))))
 parser.add_argument("--seed", type=int, default=0), parser.add_argument("--collect", action="store_true")
+parser.add_argument("--no-memory", action="store_true", help="leave out the memory of full rows")
 args = parser.parse_args()
 
 
@@ -89,8 +91,10 @@ def keep(path: Path, make: Callable[[], Any]) -> Any:
 
 
 def open_base() -> Model:
-    """The base, not adapted yet."""
-    return models.start_language(sources.resolve_model(MODEL), Generate(Answers("generate", ())), max_length=args.length)
+    """The base, not adapted yet, where both sides train: on a GPU where there is one."""
+    model = models.start_language(sources.resolve_model(MODEL), Generate(Answers("generate", ())), max_length=args.length)
+    model.network.to("cuda" if torch.cuda.is_available() else "cpu")
+    return model
 
 
 def read_rows(name: str, part: str) -> list[dict[str, str]]:
@@ -178,8 +182,10 @@ def compare(name: str) -> None:
 
 def write_base() -> dict[str, str]:
     """The base as a folder of transformers."""
-    exports.find_generative("hf").write(open_base(), args.work / "base")
-    return {"model": MODEL}
+    base = open_base()
+    base.network.to("cpu")
+    exports.find_generative("hf").write(base, args.work / "base")
+    return {"model": MODEL, "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}
 
 
 def write_full_rows() -> dict[str, int]:
@@ -259,6 +265,7 @@ def collect() -> None:
         "command": "python benchmarks/generation.py --data DIR --peer-python PYTHON "
         + " ".join(f"--{name} {getattr(args, name)}" for name in options),
         "model": MODEL,
+        "device": read_piece(args.work / "base.json")["device"],
         "machine": {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform()},
         "sets": {name: collect_set(name) for name in args.only if (args.work / name / "judged.json").exists()},
         "memory": collect_memory() if (args.work / "memory" / "trl.json").exists() else None,
@@ -274,7 +281,8 @@ def collect() -> None:
 if __name__ == "__main__":
     if not args.collect:
         keep(args.work / "base.json", write_base)
-        measure_memory()
+        if not args.no_memory:
+            measure_memory()
         for name in args.only:
             compare(name)
     collect()

@@ -1,8 +1,10 @@
 """Every method beside full fine-tuning on TREC and banking77: scores at no more than twice full fine-tuning's time.
 
-Usage: python benchmarks/methods.py --data DIR --work DIR [--only NAME ...] [--methods NAME ...] [--seeds 0 1] [--collect]
-DIR/NAME/{train,test}.jsonl. Full fine-tuning runs first for its usual epochs; its seconds, doubled, are what every other method may take at most
-(`lightune compare`, each method with its own default rate). Finished runs are kept in WORK and not repeated; --collect runs nothing.
+Usage: python benchmarks/methods.py --data DIR --work DIR [--only NAME ...] [--methods NAME ...] [--seeds 0 1] [--workers N] [--machine TEXT] [--pace] [--collect]
+DIR/NAME/{train,test}.jsonl, of banking77 3,000 training rows. Full fine-tuning gets its usual epochs, every other method 1.8 times as many, each with its own default rate: their
+steps cost about what full fine-tuning's cost, so that none takes more than twice its time; the seconds are in the result. Nothing chooses among
+epochs. Finished runs are kept in WORK and not repeated, N are made at once; --collect runs nothing.
+--pace measures what a step of each costs on one CPU thread, in turns with full fine-tuning's.
 Writes benchmarks/results/methods.json: for each set, method and seed the score with its interval, trained parameters, seconds, bytes; and the table of
 docs/which-method.md from it.
 """
@@ -14,6 +16,8 @@ import platform
 import re
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -24,73 +28,102 @@ parser.add_argument("--data", required=True), parser.add_argument("--work", requ
 parser.add_argument("--only", nargs="*", default=["trec", "banking77"]), parser.add_argument("--methods", nargs="*", default=ALL)
 parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1]), parser.add_argument("--collect", action="store_true")
 parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "methods.json"))
+(
+    parser.add_argument("--pace", action="store_true", help="only measure what a step costs, on one CPU thread"),
+    parser.add_argument("--workers", type=int, default=1),
+    parser.add_argument("--machine", help="what made the runs, where they were brought here"),
+)
 args = parser.parse_args()
-EPOCHS = {"trec": "3", "banking77": "5"}
+EPOCHS, MORE = {"trec": 3.0, "banking77": 5.0}, 1.8
+ROWS = {"trec": [], "banking77": ["--limit", "3000"]}
 
 
-def lightune(*command):
-    subprocess.run([sys.executable, "-m", "lightune", *command], stdout=subprocess.DEVNULL, check=True)
-
-
-def located(name, seed):
-    """The arguments that say which data, without a development part: nothing chooses among epochs."""
-    folder = Path(args.data) / name
-    return [str(folder / "train.jsonl"), "--test", str(folder / "test.jsonl"), "--label", "label", "--dev-share", "0", "--seed", str(seed)]
-
-
-def fit_full(name, seed):
-    """The record of full fine-tuning."""
-    folder = Path(args.work) / f"{name}-full-{seed}"
+def fit(name, method, seed):
+    """The record of one run; None where it is not there and nothing shall run."""
+    folder, data = Path(args.work) / f"{name}-{method}-{seed}", Path(args.data) / name
     if not (folder / "run.json").exists() and not args.collect:
-        lightune("fit", *located(name, seed), "--epochs", EPOCHS[name], "--to", "none", "--out", str(folder), "--overwrite", "--json")
+        rows = [
+            str(data / "train.jsonl"),
+            "--test",
+            str(data / "test.jsonl"),
+            "--label",
+            "label",
+            "--dev-share",
+            "0",
+            "--seed",
+            str(seed),
+            *ROWS[name],
+        ]
+        epochs = str(EPOCHS[name] * (1 if method == "full" else MORE))
+        command = ["fit", *rows, "--method", method, "--epochs", epochs, "--to", "none", "--out", str(folder), "--overwrite", "--json"]
+        with open(folder.with_suffix(".log"), "w") as log:
+            subprocess.run([sys.executable, "-m", "lightune", *command], stdout=log, stderr=log, check=False)
     return json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else None
 
 
-def compare(name, seed, seconds):
-    """What `lightune compare` found for each method, by its name."""
-    found = {}
-    for method in args.methods:
-        folder = Path(args.work) / f"{name}-{method}-{seed}"
-        if not (folder / "compare.json").exists() and not args.collect:
-            lightune("compare", *located(name, seed), "--methods", method, "--time", f"{seconds:.0f}s", "--out", str(folder), "--overwrite")
-        if (folder / "compare.json").exists():
-            found[method] = json.loads((folder / "compare.json").read_text())["methods"]
-    return found
+def measure_pace(steps=12, rounds=3):
+    """Seconds of a training step on this machine's CPU, one thread, 32 rows of TREC, as multiples of full fine-tuning's: medians of rounds in turns."""
+    import torch
+
+    from lightune import models, sources
+    from lightune.data import Example
+    from lightune.methods import make_method
+    from lightune.recipes import TrainOptions
+    from lightune.tasks import find_task
+    from lightune.training import Training
+
+    lines = (Path(args.data) / "trec" / "train.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")[: 32 * (steps + 2)]
+    rows = [Example(row["text"], None, str(row["label"]), number) for number, row in enumerate(map(json.loads, lines), 1)]
+    seen = {method: [] for method in ("full", *args.methods)}
+    for _ in range(rounds):
+        for method, found in seen.items():
+            model = models.start(sources.resolve_model("minilm"), find_task("classify").describe(rows), max_length=64)
+            torch.manual_seed(0)
+            model.apply(make_method(method))
+            options = TrainOptions(epochs=1.0, batch_size=32, threads=1, device="cpu", precision="fp32")
+            ends = [time.perf_counter() for _ in Training(model, rows, [], options).steps()]
+            found.append(float(np.median(np.diff(ends))))
+    middle = {method: float(np.median(found)) for method, found in seen.items()}
+    return {method: round(seconds / middle["full"], 3) for method, seconds in middle.items()}
 
 
-KEYS = ("trainable_parameters", "total_parameters", "seconds", "epochs", "weights_bytes", "peak_resident_bytes")
+KEYS = ("trainable_parameters", "total_parameters", "seconds", "epochs", "steps", "device", "weights_bytes")
 
 
 def shorten(record):
-    """The score and what it took, of a run's record or of a row of a comparison."""
-    if "refused" in record:
-        return {"refused": record["refused"]}
-    score = record["score"] if "score" in record else record["scores"][record["scores"]["primary"]]
-    return {"score": score, **{key: record.get(key) for key in KEYS}}
+    """The score and what it took, of a run's record."""
+    return {"score": record["scores"][record["scores"]["primary"]], **{key: record.get(key) for key in KEYS}}
+
+
+def time_of(method, row, seeds):
+    """Steps times what a step costs, both as multiples of full fine-tuning's."""
+    whole = next(rows["full"]["steps"] for rows in seeds.values() if "full" in rows)
+    return f"{row['steps'] / whole * paces[method]:.2f}×" if method in paces else "–"
 
 
 def tell(method, seeds):
-    """A method's line for one set: its score on each seed, seconds (the longest), trained parameters and bytes of its own."""
+    """A method's line for one set: its score on each seed, trained parameters, its time as a multiple of full fine-tuning's, and bytes of its own."""
     rows = [row for row in (rows.get(method) for rows in seeds.values()) if row and "score" in row]
     if not rows:
-        return f"| `{method}` | not measured yet | | | |"
+        return None
     values, first = [row["score"]["value"] for row in rows], rows[0]
     each = ", ".join(f"{value:.3f}" for value in values)
     size = "" if first["weights_bytes"] is None else f"{first['weights_bytes'] / 1e6:.2f} MB"
-    return f"| `{method}` | {np.mean(values):.3f} ({each}) | {first['trainable_parameters']:,} | {max(row['seconds'] for row in rows):.0f} s | {size} |"
+    return f"| `{method}` | {np.mean(values):.3f} ({each}) | {first['trainable_parameters']:,} | {time_of(method, first, seeds)} | {size} |"
 
 
 def fill_page(sets):
     """Put a table for each set between the marks of docs/which-method.md."""
     lines = []
-    for name in ("trec", "banking77"):
+    for name in sets:
         lines += [
             f"### {name}",
             "",
-            "| method | accuracy, mean (each seed) | trained parameters | seconds | own weights |",
+            "| method | accuracy, mean (each seed) | trained parameters | time | own weights |",
             "|---|---|---|---|---|",
         ]
-        lines += [tell(method, sets.get(name, {})) for method in ("full", *ALL)] + [""]
+        rows = [tell(method, sets.get(name, {})) for method in ("full", *ALL)]
+        lines += [row for row in rows if row] + [""]
     page = Path(__file__).parents[1] / "docs" / "which-method.md"
     marks = ("<!-- measured:begin -->", "<!-- measured:end -->")
     filled = marks[0] + "\n\n" + "\n".join(lines) + "\n" + marks[1]
@@ -99,20 +132,24 @@ def fill_page(sets):
     )
 
 
+pace = Path(args.work) / "pace.json"
+if args.pace:
+    pace.write_text(json.dumps(measure_pace()))
+paces = json.loads(pace.read_text()) if pace.exists() else {}
+args.collect = args.collect or args.pace
+wanted = [(name, method, seed) for name in args.only for seed in args.seeds for method in ("full", *args.methods)]
+with ThreadPoolExecutor(args.workers) as pool:
+    records = list(pool.map(lambda item: fit(*item), wanted))
 sets = {}
-for name in args.only:
-    for seed in args.seeds:
-        full = fit_full(name, seed)
-        if full is None:
-            continue
-        rows = {"full": shorten(full)}
-        for method, entries in compare(name, seed, 2 * full["seconds"]).items():
-            rows[method] = shorten(entries[0])
-        sets.setdefault(name, {})[str(seed)] = rows
+for (name, method, seed), record in zip(wanted, records, strict=True):
+    if record:
+        sets.setdefault(name, {}).setdefault(str(seed), {})[method] = shorten(record)
 cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+here = {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform()}
 result = {
     "command": "python benchmarks/methods.py",
-    "machine": {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform()},
+    "machine": {"device": args.machine} if args.machine else here,
+    "step_as_multiple_of_full": paces,
     "sets": sets,
 }
 Path(args.out).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")

@@ -1,4 +1,4 @@
-"""The peer's side of benchmarks/generation.py: TRL's SFTTrainer with PEFT's LoRA on a CPU, on rows in the order in which they stand.
+"""The peer's side of benchmarks/generation.py: TRL's SFTTrainer with PEFT's LoRA, on rows in the order in which they stand.
 
 Usage: python benchmarks/peer_trl.py MODEL_DIR TRAIN.jsonl OUT_DIR [--steps N] [--batch N] [--rate X] [--length N] [--checkpointing]
 TRAIN.jsonl holds prompt and completion. The rate rises over a share of the steps and falls linearly, as Lightune's does: its first step
@@ -58,7 +58,7 @@ def read_rows():
 def make_trainer(clock):
     options = SFTConfig(
         tempfile.mkdtemp(), max_steps=args.steps, per_device_train_batch_size=args.batch, learning_rate=args.rate, weight_decay=0.0,
-        bf16=HALF, use_cpu=True, seed=args.seed, max_length=args.length, completion_only_loss=True, train_sampling_strategy="sequential",
+        bf16=HALF, use_cpu=not torch.cuda.is_available(), seed=args.seed, max_length=args.length, completion_only_loss=True, train_sampling_strategy="sequential",
         gradient_checkpointing=args.checkpointing, report_to=[], save_strategy="no", logging_steps=1, disable_tqdm=True,
     )  # fmt: skip
     trainer = SFTTrainer(

@@ -1,12 +1,12 @@
 """How small and how fast a fine-tuned model becomes at 99 % and 97 % of its score, beside what plain tools reach with the same model.
 
-Usage: python benchmarks/shrink_to_budget.py --data DIR --work DIR [--time 20min] [--factor 20] [--only NAME ...] [--peers] [--collect]
+Usage: python benchmarks/shrink_to_budget.py --data DIR --work DIR [--time 20min] [--factor 20] [--only NAME ...] [--peers] [--once] [--collect]
 DIR/NAME/*.jsonl as in SETS below. Every run and search is kept in WORK and not repeated; --collect runs nothing and only gathers.
 Each search is asked for `factor` times fewer bytes than the fine-tuned fp32 weights and `factor` times fewer milliseconds than PyTorch fp32 on
 one thread, at 99 % of the score. With --peers the same fine-tuned model also goes through onnxruntime's own dynamic int8, a student of half
 the layers that learns from the labels alone, and magnitude pruning; all are scored and timed by the same code.
-Where no point keeps 99 %, or a peer lies beyond the front, the same run is searched once more for half the factor, and its points stand beside
-the others, as does the whole model in int8. At the end of each set the fine-tuned model and the front are timed in turns; the factors come from these times.
+Where a peer lies beyond the front, the same run is searched once more for that peer's size and time, else where no point keeps 99 % for half the
+factor (--once leaves that out); its points stand beside the others, as does the whole model in int8. At the end of each set the fine-tuned model and the front are timed in turns; the factors come from these times.
 Writes benchmarks/results/shrink_to_budget.json, and with --pages the tables of docs/shrinking.md and of both READMEs from it.
 """
 
@@ -25,7 +25,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--data", required=True), parser.add_argument("--work", required=True), parser.add_argument("--time", default="20min")
 parser.add_argument("--factor", type=float, default=20.0), parser.add_argument("--only", nargs="*")
 parser.add_argument("--peers", action="store_true"), parser.add_argument("--collect", action="store_true")
-parser.add_argument("--pages", action="store_true")
+parser.add_argument("--pages", action="store_true"), parser.add_argument("--once", action="store_true")
 parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "shrink_to_budget.json"))
 args = parser.parse_args()
 
@@ -57,27 +57,29 @@ def lightune(*command):
     assert done.returncode in (0, 1), command
 
 
-def search(name, share=1.0):
-    """The run folder of a set after its search for a share of the factor; a second search has a copy of the run."""
+def limits_of(size, milliseconds, factor):
+    """The limits of a model so many times smaller and faster."""
+    return {"mb": size / 1e6 / factor, "ms": milliseconds / factor}
+
+
+def search(name, second=None):
+    """The run folder of a set after its search; a second search, for the limits {mb, ms} that it names, has a copy of the run."""
     train, test, flags, factor = SETS[name]
     folder = Path(args.work) / name
     if not (folder / "run.json").exists() and not args.collect:
         lightune("fit", located(train), "--test", located(test), *map(located, flags), "--out", str(folder), "--overwrite", "--json")
-    if share < 1 and not args.collect:
-        first, folder = folder, folder.with_name(f"{name}-{share:g}")
-        if not folder.exists():
+    if second:
+        first, folder = folder, folder.with_name(f"{name}-0.5")
+        if not folder.exists() and not args.collect:
             shutil.copytree(
                 first, folder, ignore=shutil.ignore_patterns("candidates", "search.json", "front.*", "small", "peers.json", "timed.json")
             )
-            record = {key: value for key, value in json.loads((first / "run.json").read_text()).items() if key not in ("budget", "met")}
+            record = json.loads((first / "run.json").read_text())
             record["artifacts"] = [entry for entry in record["artifacts"] if not entry["path"].endswith("/small")]
-            (folder / "run.json").write_text(json.dumps(record))
-    elif share < 1:
-        folder = folder.with_name(f"{name}-{share:g}")
+            (folder / "run.json").write_text(json.dumps(record | {"budget": None, "met": None}))
     if not (folder / "front.json").exists() and not args.collect:
         reference = json.loads((folder / "run.json").read_text())["reference"]
-        wanted = (factor or args.factor) * share
-        limits = {"mb": reference["bytes"] / 1e6 / wanted, "ms": reference["milliseconds"]["p50"] / wanted}
+        limits = second or limits_of(reference["bytes"], reference["milliseconds"]["p50"], factor or args.factor)
         budget = ["--keep", "0.99", "--max-mb", f"{limits['mb']:.3f}", "--max-ms", f"{limits['ms']:.4f}"]
         lightune("shrink", str(folder), *budget, "--time", args.time, "--json")
     return folder
@@ -236,9 +238,13 @@ for name, (train, test, flags, _) in SETS.items():
     folder = search(name)
     searches = [gather(folder)]
     peers = run_peers(folder) if args.peers else {}
+    beyond = [peer for peer in peers.values() if not find_above(searches, peer)]
     shrunk = [{**searches[0], "points": [point for point in searches[0]["points"] if point["steps"]]}]
-    if best_at(shrunk, 0.99) is None or not all(find_above(searches, peer) for peer in peers.values()):
-        second = search(name, 0.5)
+    if not args.once and (beyond or best_at(shrunk, 0.99) is None):
+        one = searches[0]["reference"]
+        half = limits_of(one["bytes"], one["milliseconds"], (SETS[name][3] or args.factor) / 2)
+        wanted = {"mb": min(peer["bytes"] for peer in beyond) / 1e6, "ms": min(peer["milliseconds"] for peer in beyond)} if beyond else half
+        second = search(name, wanted)
         searches += [gather(second)] if (second / "front.json").exists() else []
     found[name] = {
         "fit": " ".join(["lightune fit", train, "--test", test, *flags]), "searches": searches,

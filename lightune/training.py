@@ -137,9 +137,9 @@ class Training:
         find_optimizer(parse_spec(options.optimizer)[0])
         torch.set_num_threads(options.threads or max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
         torch.manual_seed(options.seed)
-        on_cpu = (
-            options.device == "cpu" or not torch.accelerator.is_available()
-        )  # told apart, for several processes on CPUs find each other
+        # several processes on CPUs find each other only where they are told; one alone must not, for accelerate keeps the first answer for good
+        together = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        on_cpu = together and (options.device == "cpu" or not torch.accelerator.is_available())
         self.accelerator = Accelerator(cpu=on_cpu, dataloader_config=DataLoaderConfiguration())
         self.device = choose_device(options.device, self.accelerator)
         self.model, self.options, self.dev = model, options, dev

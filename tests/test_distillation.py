@@ -43,8 +43,10 @@ def loss_of(student: Model, observed: distillation.Observed, encoded: Encoded, o
     total = 0.0
     student.network.eval()
     for rows in batches([len(ids) for ids in encoded.ids], 8):
-        batch = tensors(student.encoder.pad(encoded, rows))
-        total += float(objective(student.network, batch, torch.zeros(len(rows), dtype=torch.int64), rows).detach().sum())
+        batch = tensors(student.encoder.pad(encoded, rows), student.device)
+        total += float(
+            objective(student.network, batch, torch.zeros(len(rows), dtype=torch.int64, device=student.device), rows).detach().sum()
+        )
     return total
 
 

@@ -11,10 +11,11 @@ from statistics import fmean
 from typing import Any
 
 from lightune.data.examples import Examples, fingerprint, labels_of
+from lightune.data.kin import FEWEST, MOST, find_kin
 from lightune.errors import InputError
 
 BINS = 10  # quantiles of the target, fewer where a quantile would have fewer texts than this, from which each part gets its share
-Groups = list[list[int]]  # positions of the examples that have the same text
+Groups = list[list[int]]  # positions of the examples that stay together
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,8 @@ def split(examples: Examples, *, dev: Examples | float | None = 0.1, test: Examp
 
     dev, test: a share of the rows, examples that are given, or None (or 0) for no such part.
     Each part holds each label in nearly the same share (to regress: each tenth of the values; multilabel: by a row's rarest label), and
-    every label stays in train. Rows with the same text and pair, but for case, blanks and how accents are written, stay together. The
-    same seed gives the same parts. Unlabelled rows are set apart and counted.
+    every label stays in train. Rows with the same text and pair, but for case, blanks and how accents are written, stay together, and so
+    does a text with one that quotes it whole (see `find_kin`). The same seed gives the same parts. Unlabelled rows are set apart and counted.
 
     Raises:
         InputError: shares that leave no train rows, or fewer different texts than parts.
@@ -53,6 +54,8 @@ def split(examples: Examples, *, dev: Examples | float | None = 0.1, test: Examp
         raise InputError(
             f"{examples.source} has {len(groups)} different labelled texts, too few for {len(shares) + 1} parts. Give more rows."
         )
+    repeated, texts = len(labelled) - len(groups), len(groups)
+    groups = _join_kin(examples, groups) if shares else groups
     chosen = allocate(_strata(targets, groups, examples.columns.task), shares, random.Random(seed))
     if examples.columns.task != "regress":
         _return_unknown(chosen, targets, groups)
@@ -61,7 +64,7 @@ def split(examples: Examples, *, dev: Examples | float | None = 0.1, test: Examp
     cut = {name: examples.take(indices) for name, indices in places.items()}
     given = {name: _labelled(part) for name, part in (("dev", dev), ("test", test)) if isinstance(part, Examples)}
     found = {"train": examples.take([index for index in labelled if index not in held]), **cut, **given}
-    facts = _facts(found, shares, seed, len(labelled) - len(groups), len(unlabelled))
+    facts = _facts(found, shares, seed, {"repeated": repeated, "kin": texts - len(groups), "unlabelled": len(unlabelled)})
     return Splits(found["train"], found.get("dev"), found.get("test"), examples.take(unlabelled), facts)
 
 
@@ -88,6 +91,14 @@ def _survey(examples: Examples) -> tuple[list[Any], Groups]:
         if example.target is not None:
             groups.setdefault(fingerprint(example), []).append(index)
     return targets, list(groups.values())
+
+
+def _join_kin(examples: Examples, groups: Groups) -> Groups:
+    """Groups of the same text, put together where one is quoted in another; pairs share texts by nature and are left as they are."""
+    if examples.columns.pair or not FEWEST <= len(groups) <= MOST:
+        return groups
+    families = find_kin([examples[group[0]].text for group in groups])
+    return [sorted(index for place in family for index in groups[place]) for family in families]
 
 
 def _strata(targets: Sequence[Any], groups: Groups, task: str) -> dict[Any, Groups]:
@@ -165,20 +176,21 @@ def _return_unknown(chosen: dict[str, Groups], targets: Sequence[Any], groups: G
                 known |= labels(group)
 
 
-def _facts(found: dict[str, Examples], shares: dict[str, float], seed: int, repeated: int, unlabelled: int) -> dict[str, Any]:
+def _facts(found: dict[str, Examples], shares: dict[str, float], seed: int, counts: dict[str, int]) -> dict[str, Any]:
     rows = {name: len(part) for name, part in found.items()}
     told = ["Parts: " + ", ".join(f"{name} {count:,} rows" for name, count in rows.items()) + (f" (seed {seed})." if shares else ".")]
-    if repeated and shares:
-        told.append(f"{repeated:,} rows repeat another row's text and were kept on its side.")
-    if unlabelled:
-        told.append(f"{unlabelled:,} rows without a label were set apart.")
+    if counts["repeated"] and shares:
+        told.append(f"{counts['repeated']:,} rows repeat another row's text and were kept on its side.")
+    if counts["kin"]:
+        told.append(f"{counts['kin']:,} texts are quoted in others, or quote them, and were kept on their side.")
+    if counts["unlabelled"]:
+        told.append(f"{counts['unlabelled']:,} rows without a label were set apart.")
     warnings = _rare(found) if found["train"].columns.task != "regress" else []
     return {
         "seed": seed,
         "shares": shares,
         "rows": rows,
-        "repeated": repeated,
-        "unlabelled": unlabelled,
+        **counts,
         "told": told,
         "warnings": warnings,
     }

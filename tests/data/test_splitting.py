@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from lightune.data import Columns, Example, Examples, split
 from lightune.data.examples import fingerprint, labels_of
+from lightune.data.kin import find_kin
 from lightune.errors import InputError
 
 
@@ -127,3 +128,30 @@ def test_whatever_the_rows_nothing_is_lost_and_train_knows_every_label(drawn: li
     assert sum(map(len, keys)) == len(set().union(*keys))
     known = {label for example in splits.train for label in labels_of(example)}
     assert {label for example in examples for label in labels_of(example)} <= known
+
+
+def test_a_text_and_one_that_quotes_it_stay_together() -> None:
+    sentences = [
+        f"in number {place} the {word} film of the year bores with {word} {place} jokes"
+        for place, word in enumerate(["long", "loud"] * 100)
+    ]
+    phrases = [" ".join(sentence.split()[2:9]) for sentence in sentences]
+    parts = split(examples_of(["bad"] * 400, [*sentences, *phrases]), dev=0.2, test=0.2, seed=1).parts
+    sides = {example.text: name for name, part in parts.items() for example in part}
+    assert len(set(sides.values())) == 3
+    assert all(sides[sentence] == sides[phrase] for sentence, phrase in zip(sentences, phrases, strict=True))
+
+
+def test_kin_are_found_by_words_and_turns_of_phrase_tell_nothing() -> None:
+    others = [f"something else {place} is told in these words {place}" for place in range(200)]
+    texts = [
+        "The plot is thin, but the cast shines.",
+        "the CAST shines!",
+        "but the cast shines",
+        "这部电影的剧情很好看",
+        "剧情很好看",
+        *others,
+    ]
+    assert find_kin(texts)[:3] == [[0, 2], [1], [3, 4]]
+    assert find_kin([*texts, *[f"{place} but the cast shines anyway {place}" for place in range(30)]])[0] == [0]  # too common
+    assert find_kin(texts[:5]) == [[0], [1], [2], [3], [4]]  # too few texts

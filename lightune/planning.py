@@ -16,7 +16,7 @@ from lightune.steps import make_step, step_name
 
 SHARES = (1.0, 0.75, 0.5, 1 / 3, 0.25, 1 / 6)  # of heads (with the hidden size) and of feed-forward neurons
 NEURON_STEP = 32  # feed-forward sizes are multiples of it
-BITS = ((8, 8), (8, 4), (4, 4))  # of matrices and tables
+TABLE_BITS = (8, 4)
 MARGIN = 0.94  # a table's prediction must stay below this share of a limit: it may be wrong by some percent
 SPARE = 0.66  # the candidate beyond the limits holds this share of them
 LEVELS = (1 / 20, 1 / 30, 1 / 12)  # of the reference's size and time, where no limit is given
@@ -27,9 +27,8 @@ EXPONENTS = {
     "ffn": 0.5,
     "vocab": 20.0,
     "tables": 1.0,
-    "weights": 1.0,
 }  # how much each share hurts; heads go with hidden, and lost tokens cannot be learned back as the rest can
-FOUR_BITS = {"tables": 0.01, "weights": 0.03}  # damage, which training with rounded matrices makes up for in part
+FOUR_BITS = 0.01  # damage of 4-bit tables
 
 
 class Costs(Protocol):
@@ -73,8 +72,7 @@ class Candidate:
             return f"static · {shape.hidden} dimensions · {shape.vocabulary:,} tokens · {shape.tables}-bit tables"
         layers = f"{shape.layers} layer{'s' * (shape.layers > 1)}"
         aware = " · trained rounded" * (self.follows is not None) + f" · in {self.stages} stages" * (self.stages > 1)
-        bits = f"{shape.tables}-bit tables" if shape.weights == 8 else f"{shape.weights}-bit matrices and tables"
-        return f"{layers} · hidden {shape.hidden} · ffn {shape.ffn} · {shape.vocabulary:,} tokens · {bits}{aware}"
+        return f"{layers} · hidden {shape.hidden} · ffn {shape.ffn} · {shape.vocabulary:,} tokens · {shape.tables}-bit tables{aware}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +87,7 @@ def enumerate_candidates(base: Shape, costs: Costs, lose: Lose, vocabularies: Se
     """Every combination of the knobs, with its predicted cost and damage."""
     heads = sorted({max(1, round(base.heads * share)) for share in SHARES}, reverse=True)
     neurons = sorted({_rounded(base.ffn * share, base.ffn) for share in SHARES}, reverse=True)
-    for layers, kept, ffn, tokens, (weights, tables) in product(range(base.layers, 0, -1), heads, neurons, vocabularies, BITS):
+    for layers, kept, ffn, tokens, bits in product(range(base.layers, 0, -1), heads, neurons, vocabularies, TABLE_BITS):
         shape = dataclasses.replace(
             base,
             layers=layers,
@@ -97,10 +95,10 @@ def enumerate_candidates(base: Shape, costs: Costs, lose: Lose, vocabularies: Se
             hidden=round(base.hidden * kept / base.heads),
             ffn=ffn,
             vocabulary=tokens,
-            weights=weights,
-            tables=tables,
+            weights=8,
+            tables=bits,
         )
-        harm = {**lose(shape), **{name: FOUR_BITS[name] * (bits == 4) for name, bits in (("weights", weights), ("tables", tables))}}
+        harm = {**lose(shape), "tables": FOUR_BITS * (bits == 4)}
         yield make_candidate(base, shape, costs, _together(harm), percentile)
 
 

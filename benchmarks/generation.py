@@ -91,10 +91,8 @@ def keep(path: Path, make: Callable[[], Any]) -> Any:
 
 
 def open_base() -> Model:
-    """The base, not adapted yet, where both sides train: on a GPU where there is one."""
-    model = models.start_language(sources.resolve_model(MODEL), Generate(Answers("generate", ())), max_length=args.length)
-    model.network.to("cuda" if torch.cuda.is_available() else "cpu")
-    return model
+    """The base, not adapted yet."""
+    return models.start_language(sources.resolve_model(MODEL), Generate(Answers("generate", ())), max_length=args.length)
 
 
 def read_rows(name: str, part: str) -> list[dict[str, str]]:
@@ -164,6 +162,7 @@ def train_peer(model: Path, train: Path, out: Path, steps: int) -> dict[str, Any
 def judge(model: Model, run: Path, answers: bool) -> dict[str, Any]:
     """Held-out scores of a model on the data of a run, by what scores the run itself."""
     recipe = resolve(read_recipe(run / "recipe.toml"), {})
+    model.network.to("cuda" if torch.cuda.is_available() else "cpu")  # where the run trained
     if not answers:
         recipe = dataclasses.replace(recipe, answers=dataclasses.replace(recipe.answers, score_rows=0))
     return language.score(language.attend(model, recipe, recipe.data.train), recipe)
@@ -182,9 +181,7 @@ def compare(name: str) -> None:
 
 def write_base() -> dict[str, str]:
     """The base as a folder of transformers."""
-    base = open_base()
-    base.network.to("cpu")
-    exports.find_generative("hf").write(base, args.work / "base")
+    exports.find_generative("hf").write(open_base(), args.work / "base")
     return {"model": MODEL, "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}
 
 

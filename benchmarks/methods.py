@@ -1,10 +1,11 @@
-"""Every method beside full fine-tuning on TREC and banking77: scores at no more than twice full fine-tuning's time.
+"""Every method beside full fine-tuning on TREC and banking77: scores, and what they cost beside full fine-tuning's time.
 
-Usage: python benchmarks/methods.py --data DIR --work DIR [--only NAME ...] [--methods NAME ...] [--seeds 0 1] [--workers N] [--machine TEXT] [--pace] [--collect]
-DIR/NAME/{train,test}.jsonl, of banking77 3,000 training rows. Full fine-tuning gets its usual epochs, every other method 1.8 times as many, each with its own default rate: their
-steps cost about what full fine-tuning's cost, so that none takes more than twice its time; the seconds are in the result. Nothing chooses among
-epochs. Finished runs are kept in WORK and not repeated, N are made at once; --collect runs nothing.
---pace measures what a step of each costs on one CPU thread, in turns with full fine-tuning's.
+Usage: python benchmarks/methods.py --data DIR --work DIR [--only NAME ...] [--methods NAME ...] [--seeds 0 1] [--workers N] [--pace] [--collect]
+                                    [--machine TEXT]
+DIR/NAME/{train,test}.jsonl, of banking77 3,000 training rows. Full fine-tuning gets its usual epochs, every other method 1.8 times as many, each
+with its own default rate; nothing chooses among epochs. Finished runs are kept in WORK and not repeated, N are made at once; --collect makes none.
+--pace first measures what a step of each costs on one CPU thread, in turns with full fine-tuning's: times the steps, that is a method's time, which
+shall be at most twice full fine-tuning's. Prompts and prefixes lengthen texts as short as these, and take more.
 Writes benchmarks/results/methods.json: for each set, method and seed the score with its interval, trained parameters, seconds, bytes; and the table of
 docs/which-method.md from it.
 """
@@ -13,7 +14,6 @@ import argparse
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 import time
@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from pages import fill
 
 ALL = ("lora", "houlsby", "pfeiffer", "parallel", "ia3", "bitfit", "norms", "prefix", "reft", "prompt", "ptuning", "head", "freeze")
 parser = argparse.ArgumentParser()
@@ -28,11 +29,8 @@ parser.add_argument("--data", required=True), parser.add_argument("--work", requ
 parser.add_argument("--only", nargs="*", default=["trec", "banking77"]), parser.add_argument("--methods", nargs="*", default=ALL)
 parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1]), parser.add_argument("--collect", action="store_true")
 parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "methods.json"))
-(
-    parser.add_argument("--pace", action="store_true", help="only measure what a step costs, on one CPU thread"),
-    parser.add_argument("--workers", type=int, default=1),
-    parser.add_argument("--machine", help="what made the runs, where they were brought here"),
-)
+parser.add_argument("--workers", type=int, default=1), parser.add_argument("--pace", action="store_true")
+parser.add_argument("--machine", help="what made the runs, where they were brought here")
 args = parser.parse_args()
 EPOCHS, MORE = {"trec": 3.0, "banking77": 5.0}, 1.8
 ROWS = {"trec": [], "banking77": ["--limit", "3000"]}
@@ -42,22 +40,13 @@ def fit(name, method, seed):
     """The record of one run; None where it is not there and nothing shall run."""
     folder, data = Path(args.work) / f"{name}-{method}-{seed}", Path(args.data) / name
     if not (folder / "run.json").exists() and not args.collect:
-        rows = [
-            str(data / "train.jsonl"),
-            "--test",
-            str(data / "test.jsonl"),
-            "--label",
-            "label",
-            "--dev-share",
-            "0",
-            "--seed",
-            str(seed),
-            *ROWS[name],
-        ]
+        files = [str(data / "train.jsonl"), "--test", str(data / "test.jsonl"), "--label", "label", "--dev-share", "0"]
         epochs = str(EPOCHS[name] * (1 if method == "full" else MORE))
-        command = ["fit", *rows, "--method", method, "--epochs", epochs, "--to", "none", "--out", str(folder), "--overwrite", "--json"]
+        flags = [*ROWS[name], "--seed", str(seed), "--method", method, "--epochs", epochs, "--to", "none", "--out", str(folder)]
         with open(folder.with_suffix(".log"), "w") as log:
-            subprocess.run([sys.executable, "-m", "lightune", *command], stdout=log, stderr=log, check=False)
+            subprocess.run(
+                [sys.executable, "-m", "lightune", "fit", *files, *flags, "--overwrite", "--json"], stdout=log, stderr=log, check=True
+            )
     return json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else None
 
 
@@ -124,19 +113,13 @@ def fill_page(sets):
         ]
         rows = [tell(method, sets.get(name, {})) for method in ("full", *ALL)]
         lines += [row for row in rows if row] + [""]
-    page = Path(__file__).parents[1] / "docs" / "which-method.md"
-    marks = ("<!-- measured:begin -->", "<!-- measured:end -->")
-    filled = marks[0] + "\n\n" + "\n".join(lines) + "\n" + marks[1]
-    page.write_text(
-        re.sub(f"{marks[0]}.*{marks[1]}", lambda _: filled, page.read_text(encoding="utf-8"), flags=re.DOTALL), encoding="utf-8"
-    )
+    fill("docs/which-method.md", "measured", lambda _: "\n\n" + "\n".join(lines) + "\n")
 
 
 pace = Path(args.work) / "pace.json"
 if args.pace:
     pace.write_text(json.dumps(measure_pace()))
 paces = json.loads(pace.read_text()) if pace.exists() else {}
-args.collect = args.collect or args.pace
 wanted = [(name, method, seed) for name in args.only for seed in args.seeds for method in ("full", *args.methods)]
 with ThreadPoolExecutor(args.workers) as pool:
     records = list(pool.map(lambda item: fit(*item), wanted))

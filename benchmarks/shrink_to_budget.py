@@ -6,7 +6,8 @@ Each search is asked for `factor` times fewer bytes than the fine-tuned fp32 wei
 one thread, at 99 % of the score. With --peers the same fine-tuned model also goes through onnxruntime's own dynamic int8, a student of half
 the layers that learns from the labels alone, and magnitude pruning; all are scored and timed by the same code.
 Where a peer lies beyond the front, the same run is searched once more for that peer's size and time, else where no point keeps 99 % for half the
-factor (--once leaves that out); its points stand beside the others, as does the whole model in int8. At the end of each set the fine-tuned model and the front are timed in turns; the factors come from these times.
+factor (--once leaves that out); its points stand beside the others, as does the whole model in int8. At the end of each set the fine-tuned
+model and the front are timed in turns; the factors come from these times.
 Writes benchmarks/results/shrink_to_budget.json, and with --pages the tables of docs/shrinking.md and of both READMEs from it.
 """
 
@@ -14,12 +15,13 @@ import argparse
 import json
 import os
 import platform
-import re
 import shutil
 import statistics
 import subprocess
 import sys
 from pathlib import Path
+
+from pages import fill
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", required=True), parser.add_argument("--work", required=True), parser.add_argument("--time", default="20min")
@@ -69,7 +71,7 @@ def search(name, second=None):
     if not (folder / "run.json").exists() and not args.collect:
         lightune("fit", located(train), "--test", located(test), *map(located, flags), "--out", str(folder), "--overwrite", "--json")
     if second:
-        first, folder = folder, folder.with_name(f"{name}-0.5")
+        first, folder = folder, folder.with_name(f"{name}-second")
         if not folder.exists() and not args.collect:
             shutil.copytree(
                 first, folder, ignore=shutil.ignore_patterns("candidates", "search.json", "front.*", "small", "peers.json", "timed.json")
@@ -215,20 +217,16 @@ def tell_front(name, entry):
 
 def fill_pages(sets):
     """Put the summary and the fronts between the marks of the pages; what stands before a summary's table stays."""
-    rows, root = [tell_set(name, entry) for name, entry in sets.items()], Path(__file__).parents[1]
-    fronts = [line for name, entry in sets.items() for line in tell_front(name, entry)]
-    for page, mark, lines in (
-        ("docs/shrinking.md", "summary", rows), ("docs/shrinking.md", "fronts", fronts), ("README.md", "shrink", rows), ("README.zh-CN.md", "shrink", rows),
-    ):  # fmt: skip
-        path = root / page
-        text = path.read_text(encoding="utf-8")
-        found = re.search(f"<!-- {mark}:begin -->.*?<!-- {mark}:end -->", text, flags=re.DOTALL).group()
-        head = (
-            found[: found.index("|---") + found[found.index("|---") :].index("\n") + 1]
-            if mark != "fronts"
-            else f"<!-- {mark}:begin -->\n\n"
-        )
-        path.write_text(text.replace(found, head + "\n".join(lines) + f"\n<!-- {mark}:end -->"), encoding="utf-8")
+    rows = "\n".join(tell_set(name, entry) for name, entry in sets.items())
+    fronts = "\n".join(line for name, entry in sets.items() for line in tell_front(name, entry))
+
+    def replace_rows(before):
+        rule = before.index("|---")
+        return before[: before.index("\n", rule) + 1] + rows + "\n"
+
+    fill("docs/shrinking.md", "fronts", lambda _: f"\n\n{fronts}\n")
+    for page, mark in (("docs/shrinking.md", "summary"), ("README.md", "shrink"), ("README.zh-CN.md", "shrink")):
+        fill(page, mark, replace_rows)
 
 
 found = {}

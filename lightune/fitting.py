@@ -75,12 +75,7 @@ def fit(
     named = data if isinstance(data, (str, Path)) or data is None else None
     flags = {**options, **({"train": str(named)} if named is not None else {})}
     recipe = resolve(dataclasses.asdict(recipe) if recipe else {}, flags)
-    find_targets(recipe)
-    if not choosing.is_auto(recipe.method):
-        method = make_method(recipe.method)
-        if recipe.budget.limits:
-            check_lasting([method])
-    find_optimizer(parse_spec(recipe.train.optimizer)[0])
+    _check_names(recipe)
     source = data if data is not None else recipe.data.train
     if isinstance(source, str) and not source:
         raise InputError("No data were given. Give a file with texts and labels: lightune fit reviews.csv")
@@ -112,6 +107,16 @@ def fit(
             run.write("choice.json", choice.to_dict())
     complete(run, recipe, prepared, watch)
     return _hold_budget(run, recipe, source, watch)
+
+
+def _check_names(recipe: Recipe) -> None:
+    """Refuse targets, methods and optimizers that do not exist, or do not fit a budget, before anything is read."""
+    find_targets(recipe)
+    if not choosing.is_auto(recipe.method):
+        method = make_method(recipe.method)
+        if recipe.budget.limits:
+            check_lasting([method])
+    find_optimizer(parse_spec(recipe.train.optimizer)[0])
 
 
 def resume(folder: str | Path, *, data: Any = None, watch: Watch = lambda fact: None) -> Run:

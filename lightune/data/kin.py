@@ -18,6 +18,11 @@ FEWEST, MOST = 200, 200_000  # texts among which kin are looked for
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")  # a character where words are not set apart
 
 
+def can_seek(count: int) -> bool:
+    """Whether there are enough texts for kin to matter, and not too many to look through."""
+    return FEWEST <= count <= MOST
+
+
 def find_kin(texts: Sequence[str]) -> list[list[int]]:
     """Positions of texts in groups of kin, each text in exactly one; all alone where there are too few texts, or too many."""
     parents, sizes = list(range(len(texts))), [1] * len(texts)
@@ -28,7 +33,7 @@ def find_kin(texts: Sequence[str]) -> list[list[int]]:
         return place
 
     most = max(COMMON, int(LARGEST * len(texts)))
-    for quoted, other in _quotations(texts) if FEWEST <= len(texts) <= MOST else ():
+    for quoted, other in _quotations(texts) if can_seek(len(texts)) else ():
         first, second = sorted((find(quoted), find(other)))
         if first != second and sizes[first] + sizes[second] <= most:
             parents[second] = first

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from lightune.data.examples import Examples, fingerprint, labels_of
-from lightune.data.kin import FEWEST, MOST, find_kin
+from lightune.data.kin import can_seek, find_kin
 from lightune.errors import InputError
 
 BINS = 10  # quantiles of the target, fewer where a quantile would have fewer texts than this, from which each part gets its share
@@ -95,7 +95,7 @@ def _survey(examples: Examples) -> tuple[list[Any], Groups]:
 
 def _join_kin(examples: Examples, groups: Groups) -> Groups:
     """Groups of the same text, put together where one is quoted in another; pairs share texts by nature and are left as they are."""
-    if examples.columns.pair or not FEWEST <= len(groups) <= MOST:
+    if examples.columns.pair or not can_seek(len(groups)):  # texts may lie on disk: read those alone that are looked at
         return groups
     families = find_kin([examples[group[0]].text for group in groups])
     return [sorted(index for place in family for index in groups[place]) for family in families]

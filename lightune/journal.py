@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightune import planning
@@ -56,6 +56,14 @@ class Journal:
     def seconds(self) -> float:
         """How many the search may take."""
         return parse_seconds(self.budget.time) if self.budget.time else SECONDS
+
+    def settle(self, stage: str, best: Sequence[int]) -> list[int]:
+        """Who goes on to a stage: the best, written down, since what the stage teaches them changes who is the best when the search goes on."""
+        settled = self.state.setdefault("settled", {})
+        if stage not in settled and best:
+            settled[stage] = list(best)
+            self.write()
+        return list(settled.get(stage, ()))
 
     def put(self, point: dict[str, Any]) -> None:
         """Put a point among the others, in the place of an earlier one with its id."""

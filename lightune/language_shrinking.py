@@ -185,8 +185,9 @@ class Search:
         for place, number in enumerate(planned, 1):
             self._try(number, "first", self.begin + (FIRST_SHARE if len(planned) > 1 else 1.0) * seconds * place / len(planned))
         best = self._best(planned)
-        if len(planned) > 1 and best is not None:
-            self._try(best, "winner", self.begin + seconds)
+        if len(planned) > 1 and best is not None and not self.stopping:
+            (winner,) = self.journal.settle("winner", [best])
+            self._try(winner, "winner", self.begin + seconds)
         self.chosen = self._best(planned)
         if self.chosen is None and not self.stopping:
             raise CheckFailed(

@@ -269,11 +269,11 @@ class Search:
             self._train(number, known[number], "static")
         for number in regular if len(regular) > 1 or gradual else ():
             self._train(number, known[number], "first")
-        for number in self._best(regular, 2) if len(regular) > 2 else ():
+        for number in self._promote("second", self._best(regular, 2)) if len(regular) > 2 else ():
             self._train(number, known[number], "second")
         if gradual and not self.stopping:
             regular += self._try_stages(regular)
-        for number in self._best(regular, 1) or regular[:1]:
+        for number in self._promote("winner", self._best(regular, 1) or regular[:1]):
             if not self._suffers(number):
                 self.rungs = [rung for rung in self.rungs if rung.stage != "rounded"]
             self._train(number, self._known()[number], "winner")
@@ -301,7 +301,7 @@ class Search:
 
     def _try_stages(self, regular: Sequence[int]) -> list[int]:
         """A twin of the best candidate that is cut in stages, trained as long as it was; none where the cut is not large."""
-        for number in self._best(regular, 1):
+        for number in self._promote("gradual", self._best(regular, 1)):
             base, item = Shape.of(self.ground.model), self._known()[number]
             if item.shape.layers * item.shape.block_weights <= LARGE_CUT * base.layers * base.block_weights:
                 twin = self._derive(dataclasses.replace(item, stages=self.ground.recipe.distill.stages))
@@ -587,6 +587,10 @@ class Search:
             rows = [stretch_text(artifact.encoder, texts, budget.bench_length, artifact.answers.to_dict())]
         found = benchmarking.latency(artifact, rows, batch=budget.bench_batch)
         return float(getattr(found, budget.percentile))
+
+    def _promote(self, stage: str, best: Sequence[int]) -> list[int]:
+        """Who goes on to a stage; nobody where the search was stopped before all that came first were tried."""
+        return [] if self.stopping else self.journal.settle(stage, best)
 
     def _best(self, numbers: Sequence[int], count: int) -> list[int]:
         """The best of some candidates so far: those that hold the limits first, then the higher score; without limits, the smallest that keep."""

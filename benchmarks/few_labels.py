@@ -3,7 +3,8 @@
 Usage: python benchmarks/few_labels.py --data DIR --models DIR --work DIR [--only NAME ...] [--draws N] [--most-steps N] [--test-rows N] [--collect]
 DIR/NAME/{train,test,validation}.jsonl as in SETS below; models is a folder with minilm/ as transformers loads it.
 Every finished draw is kept in WORK as one JSON file and not repeated; --collect runs nothing and only gathers what is there.
-Writes benchmarks/results/few_labels.json: seconds of training (loading and scoring not counted) and test accuracy of every draw, and their means.
+Writes benchmarks/results/few_labels.json: seconds of training (loading and scoring not counted) and test accuracy of every draw, and their means;
+and the table of docs/training.md from it.
 
 The peer is the recipe of setfit 1.1 (Tunstall et al. 2022) in plain transformers: the same base, mean pooling and L2 norm, dropout as in its
 configuration; all pairs of equal labels (a text with itself too) and all of different ones, the fewer repeated until there are as many; one epoch,
@@ -23,6 +24,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from pages import fill
 
 SETS = {
     "trec": ("test", 5, None),
@@ -161,6 +163,16 @@ def run(side, name, seed):
     return json.loads(kept.read_text()) if kept.exists() else None
 
 
+Path(args.work).mkdir(parents=True, exist_ok=True)
+def fill_page(sets):
+    """Put a line for each set between the marks of docs/training.md."""
+    lines = ["| set | draws | `--contrast 10` | SetFit's recipe | plain training |", "|---|---|---|---|---|"]
+    for name, sides in sets.items():
+        cells = [f"{one['mean_accuracy']:.3f}, {one['mean_seconds']:.0f} s" if (one := sides.get(side)) else "–" for side in ("contrast", "setfit", "plain")]
+        lines.append(f"| {name} | {len(sides['contrast']['draws'])} | {' | '.join(cells)} |")
+    fill("docs/training.md", "few", lambda _: "\n\n" + "\n".join(lines) + "\n\n")
+
+
 found = {}
 for name, (_, draws, _) in SETS.items():
     if args.only and name not in args.only:
@@ -182,3 +194,4 @@ result = {
     "machine": {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform()}, "sets": found,
 }  # fmt: skip
 Path(args.out).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+fill_page(found)

@@ -7,7 +7,8 @@ Both sides learn the same rows in the same order for the same steps: batch, rate
 are equal, there is no dropout and no weight decay; where LoRA begins is drawn by each side for itself. Held-out losses of the base, of
 Lightune's model and of TRL's adapter (put on the base by `read_adapter`) come from the same code. PYTHON is that of an environment with trl,
 peft and datasets; benchmarks/peer_trl.py runs there. DIR/NAME/{train,test}.jsonl are the data.
-Every finished piece stays in --work and is not repeated; --collect writes benchmarks/results/generation.json of those that are there.
+Every finished piece stays in --work and is not repeated; --collect writes benchmarks/results/generation.json of those that are there, and the
+table of docs/generation.md from it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pages import fill
 
 from lightune import exports, language, models, sources
 from lightune.adapters import read_adapter
@@ -254,8 +256,21 @@ def collect_memory() -> dict[str, Any]:
     return found
 
 
+def fill_page(sets: dict[str, Any]) -> None:
+    """Put a line for each data set and metric between the marks of docs/generation.md."""
+    lines = ["| data | figure | before | after | TRL's after |", "|---|---|---|---|---|"]
+    for name, found in sets.items():
+        losses = found["held_out_loss"]
+        lines.append(f"| {name} | held-out loss | {losses['base']:.3f} | {losses['lightune']:.3f} | {losses['trl']:.3f} |")
+        for metric, values in found["answers"].items():
+            before, after = (f"{values[when]['value']:.3f}" for when in ("before", "after"))
+            interval = f"{values['after']['low']:.3f} to {values['after']['high']:.3f}"
+            lines.append(f"| | `{metric}` | {before} | {after} ({interval}) | |")
+    fill("docs/generation.md", "measured", lambda _: "\n\n" + "\n".join(lines) + "\n\n")
+
+
 def collect() -> None:
-    """Write the result of the pieces that are there."""
+    """Write the result of the pieces that are there, and the page."""
     cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
     options = ("steps", "batch", "rate", "rank", "alpha", "length", "held", "precision", "threads", "seed")
     result = {
@@ -268,6 +283,7 @@ def collect() -> None:
         "memory": collect_memory() if (args.work / "memory" / "trl.json").exists() else None,
     }
     (HERE / "results" / "generation.json").write_text(json.dumps(result, indent=1) + "\n")
+    fill_page(result["sets"])
     print(
         json.dumps(
             {name: (found["held_out_loss"], found["agrees"]) for name, found in result["sets"].items()} | {"memory": result["memory"]}

@@ -408,6 +408,8 @@ class Search:
             self._share(stage)
             return
         lesson = self._lesson(next((spec for spec in candidate.steps if spec.startswith("vocab")), None), candidate.shape.layers)
+        if not (self._folder(number) / "model").exists():
+            lesson.foresee(cuts_of(candidate))
         seconds = self._share(stage)
         if seconds < LEAST_SECONDS and not self.epochs and self.state["points"]:
             self.watch(Told(f"Candidate {number}, {stage} rung: left out, for no time is left for it"))
@@ -443,7 +445,7 @@ class Search:
         folder = self._folder(number)
         if (folder / "model" / "model.json").exists():
             return models.load(folder / "model"), seconds, 0.0
-        steps = [spec for spec in candidate.steps if not spec.startswith("vocab")]
+        steps = cuts_of(candidate)
         if candidate.stages == 1:
             return students.make_student(lesson, steps), seconds, 0.0
         *middle, last = planning.divide_steps(Shape.of(lesson.teacher), steps, candidate.stages)
@@ -661,6 +663,11 @@ def prove(search: Search, watch: Watch) -> None:
     held = proving.crown(run, points[0], search.limits)
     shutil.rmtree(run.folder / "candidates" / "lessons", ignore_errors=True)
     proving.stop_unless_met(held, run.artifacts / proving.SMALL)
+
+
+def cuts_of(candidate: Candidate) -> list[str]:
+    """The steps that make a candidate of a lesson's teacher, whose tokens are the candidate's already."""
+    return [spec for spec in candidate.steps if not spec.startswith("vocab")]
 
 
 def _loser(found: importance.Importance, lost: Mapping[int, float]) -> planning.Lose:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ class Lesson:
     teacher: the model before, with the students' tokens. rows: the training rows, unlabelled ones and their augmented versions.
     labelled: bool [n], which of them have a label of their own. examples: the labelled rows as text, for importance and the like.
     times: how many augmented versions of each row there are. folder: where the teacher's answers are kept.
+    weighed: what the teacher's parts are worth, see `weigh`.
     """
 
     teacher: Model
@@ -46,10 +47,20 @@ class Lesson:
     examples: Sequence[Example]
     times: int
     folder: Path
+    weighed: dict[bool, importance.Importance] = field(default_factory=dict)
 
     def weigh(self, student: Model, leave_out: bool) -> importance.Importance:
-        """What each part of a student is worth to the task."""
-        return importance.measure(student, self.examples, rows=SAMPLE, leave_out=leave_out)
+        """What each part of a student is worth to the task. Of students that are not cut yet, all copies of the teacher, it is measured once."""
+        if len(student.changes) > len(self.teacher.changes):
+            return importance.measure(student, self.examples, rows=SAMPLE, leave_out=leave_out)
+        if leave_out not in self.weighed:
+            self.weighed[leave_out] = importance.measure(self.teacher, self.examples, rows=SAMPLE, leave_out=leave_out)
+        return self.weighed[leave_out]
+
+    def foresee(self, steps: Sequence[str]) -> None:
+        """Measure what the first of some steps will ask of the teacher, so that making the student does not wait for it."""
+        for spec in steps[:1]:
+            self.weigh(self.teacher, chooses_layers(spec))
 
 
 def prepare_lesson(
@@ -98,10 +109,13 @@ def make_student(lesson: Lesson, steps: Sequence[str]) -> Model:
 def cut(student: Model, steps: Sequence[str], weigh: Weigh) -> Model:
     """The student itself, made smaller by some steps; each is planned by the importance that is left after the one before."""
     for spec in steps:
-        step = make_step(spec)
-        chooses_layers = type(step).__name__ == "Depth"  # what its loss says is a better guide than what flows through
-        student.shrink(step, weigh(student, chooses_layers))
+        student.shrink(make_step(spec), weigh(student, chooses_layers(spec)))
     return student
+
+
+def chooses_layers(spec: str) -> bool:
+    """Whether a step takes layers away: what the loss says without each is a better guide to them than what flows through."""
+    return type(make_step(spec)).__name__ == "Depth"
 
 
 def observe_lesson(lesson: Lesson, options: DistillOptions, teachers: Sequence[Model], layers: int) -> distillation.Observed:

@@ -1,0 +1,60 @@
+"""What a lesson measures once for all its students."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import tiny_models
+
+from lightune import importance, students
+from lightune.recipes import DistillOptions
+
+if TYPE_CHECKING:
+    from lightune.models import Model
+    from lightune.sources import Source
+
+STEPS = ("depth=1", "ffn=1/2")
+
+
+@pytest.fixture
+def prepare(tiny_source: Callable[[str], Source], tmp_path: Path) -> Callable[[], students.Lesson]:
+    """Makes a lesson without augmented rows, each time of the same teacher."""
+    rows = tiny_models.make_rows(20)
+    teacher = tiny_models.start(tiny_source("bert"), rows)
+    return lambda: students.prepare_lesson(teacher, None, rows, [], DistillOptions(), tmp_path, times=0)
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
+    """The layers of every model whose parts were weighed, and whether also without each layer."""
+    seen: list[tuple[int, bool]] = []
+    measure = importance.measure
+
+    def watched(model: Model, *given: Any, leave_out: bool, **options: Any) -> importance.Importance:
+        seen.append((int(model.network.backbone.config.num_hidden_layers), leave_out))  # type: ignore[union-attr, arg-type]
+        return measure(model, *given, leave_out=leave_out, **options)
+
+    monkeypatch.setattr(importance, "measure", watched)
+    return seen
+
+
+def test_the_teacher_is_weighed_once_for_all_students(prepare: Callable[[], students.Lesson], measured: list[tuple[int, bool]]) -> None:
+    lesson = prepare()
+    lesson.foresee(STEPS)
+    assert measured == [(2, True)]
+    first, second = students.make_student(lesson, STEPS), students.make_student(lesson, STEPS)
+    assert measured == [(2, True), (1, False), (1, False)]  # what is cut already is another model
+    students.make_student(lesson, STEPS[1:])
+    assert measured[3:] == [(2, False)]
+    alone = students.make_student(prepare(), STEPS)
+    weights = alone.network.state_dict()
+    for student in (first, second):
+        assert all((value == weights[name]).all() for name, value in student.network.state_dict().items())
+
+
+def test_what_is_not_asked_is_not_measured(prepare: Callable[[], students.Lesson], measured: list[tuple[int, bool]]) -> None:
+    prepare().foresee(())
+    assert measured == []

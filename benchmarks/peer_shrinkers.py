@@ -2,8 +2,6 @@
 
 import dataclasses
 import shutil
-import tempfile
-from pathlib import Path
 
 import torch
 import torch.nn.utils.prune
@@ -23,23 +21,25 @@ from lightune.training import Training
 EPOCHS = 4  # of the student without a teacher
 
 
-def run(folder):
-    """Name → bytes, milliseconds and test score of each way, for a finished run with test rows."""
+def run(folder, place):
+    """Name → bytes, milliseconds, test score and artefact of each way, for a finished run with test rows; the artefacts stay below a place."""
     recipe = resolve(read_recipe(folder / "recipe.toml"), {})
     parts = read_all(recipe, recipe.data.train).parts
     test = parts["test"]
     found = {}
-    with tempfile.TemporaryDirectory() as place:
-        for name, make in (
-            ("onnxruntime dynamic int8", dynamic_int8),
-            ("half the layers, labels alone", half_depth),
-            ("magnitude pruning 50 %", pruned),
-        ):
-            artifact = make(models.load(folder / "model"), parts["train"], Path(place) / name.replace(" ", "-").replace("%", ""))
-            predictor = load(artifact, threads=1)
-            scores = evaluate(predictor, test, resamples=0)
-            latency = benchmarking.latency(predictor, test[:256])
-            found[name] = {"bytes": benchmarking.folder_bytes(artifact), "milliseconds": latency.p50, "test": scores[scores.primary]}
+    for name, make in (
+        ("onnxruntime dynamic int8", dynamic_int8),
+        ("half the layers, labels alone", half_depth),
+        ("magnitude pruning 50 %", pruned),
+    ):
+        artifact = make(models.load(folder / "model"), parts["train"], place / "".join(item if item.isalnum() else "-" for item in name))
+        predictor = load(artifact, threads=1)
+        scores = evaluate(predictor, test, resamples=0)
+        latency = benchmarking.latency(predictor, test[:256])
+        found[name] = {
+            "bytes": benchmarking.folder_bytes(artifact), "milliseconds": latency.p50, "test": scores[scores.primary],
+            "artifact": str(artifact),
+        }  # fmt: skip
     return found
 
 

@@ -6,8 +6,8 @@ Each search is asked for `factor` times fewer bytes than the fine-tuned fp32 wei
 one thread, at 99 % of the score. With --peers the same fine-tuned model also goes through onnxruntime's own dynamic int8, a student of half
 the layers that learns from the labels alone, and magnitude pruning; all are scored and timed by the same code.
 Where a peer lies beyond the front, the same run is searched once more for that peer's size and time, else where no point keeps 99 % for half the
-factor (--once leaves that out); its points stand beside the others, as does the whole model in int8. At the end of each set the fine-tuned
-model and the front are timed in turns; the factors come from these times.
+factor (--once leaves that out); its points stand beside the others, as does the whole model in int8. At the end of each search the fine-tuned
+model, the front and the peers are timed in turns; the factors, and who dominates whom, come from these times.
 Writes benchmarks/results/shrink_to_budget.json, and with --pages the tables of docs/shrinking.md and of both READMEs from it.
 """
 
@@ -74,7 +74,7 @@ def search(name, second=None):
         first, folder = folder, folder.with_name(f"{name}-second")
         if not folder.exists() and not args.collect:
             shutil.copytree(
-                first, folder, ignore=shutil.ignore_patterns("candidates", "search.json", "front.*", "small", "peers.json", "timed.json")
+                first, folder, ignore=shutil.ignore_patterns("candidates", "search.json", "front.*", "small", "peers", "peers.json", "timed.json")
             )
             record = json.loads((first / "run.json").read_text())
             record["artifacts"] = [entry for entry in record["artifacts"] if not entry["path"].endswith("/small")]
@@ -104,8 +104,8 @@ def best_at(searches, keep):
     return max(holding, key=lambda point: point["both"], default=None)
 
 
-def time_together(folder, points):
-    """Milliseconds of the fine-tuned PyTorch model and of every point of the front on the same rows, in turns, medians over the rounds."""
+def time_together(folder, points, peers):
+    """Milliseconds of the fine-tuned PyTorch model, every point of the front and the peers on the same rows, in turns, medians over the rounds."""
     kept = folder / "timed.json"
     if not kept.exists() and not args.collect:
         import torch
@@ -120,6 +120,7 @@ def time_together(folder, points):
         rows = read_all(recipe, recipe.data.train).parts["test"][:256]
         timed = {"reference": fold(models.load(folder / "model"))}
         timed |= {str(point["id"]): runtime.load(folder / point["artifact"], threads=1) for point in points if point["on_front"]}
+        timed |= {name: runtime.load(peer["artifact"], threads=1) for name, peer in peers.items()}
         seen = {name: [] for name in timed}
         for _ in range(ROUNDS):
             for name, predictor in timed.items():
@@ -135,11 +136,11 @@ def run_peers(folder):
     if not kept.exists() and not args.collect:
         import peer_shrinkers
 
-        kept.write_text(json.dumps(peer_shrinkers.run(folder)))
+        kept.write_text(json.dumps(peer_shrinkers.run(folder, folder / "peers")))
     return json.loads(kept.read_text()) if kept.exists() else {}
 
 
-def find_above(searches, peer):
+def find_above(searches, name, peer):
     """The name of a point that scores at least as much as a peer and is neither larger nor slower; None where there is none."""
     above = [
         point["name"]
@@ -148,7 +149,7 @@ def find_above(searches, peer):
         if point["test"]
         and point["test"] >= peer["test"]
         and point["bytes"] <= peer["bytes"]
-        and point["milliseconds"] <= peer["milliseconds"]
+        and point["milliseconds"] <= one["timed"].get(name, peer)["milliseconds"]
     ]
     return above[-1] if above else None
 
@@ -156,7 +157,7 @@ def find_above(searches, peer):
 KEYS = ("id", "name", "steps", "target", "artifact", "bytes", "milliseconds", "resident_bytes", "score", "test", "on_front", "seconds")
 
 
-def gather(folder):
+def gather(folder, peers):
     """What a search found: its command, its points with the whole model in int8 among them, and their times beside the fine-tuned model's."""
     front, record = json.loads((folder / "front.json").read_text()), json.loads((folder / "run.json").read_text())
     points = [{key: point[key] for key in KEYS} for point in front["points"]]
@@ -167,7 +168,7 @@ def gather(folder):
                 "bytes": entry["bytes"], "milliseconds": entry["milliseconds"]["p50"], "resident_bytes": entry["resident_bytes"], "score": None,
                 "test": entry["scores"][front["metric"]]["value"], "on_front": True, "seconds": 0.0,
             })  # fmt: skip
-    timed = time_together(folder, points)
+    timed = time_together(folder, points, peers)
     reference = {**front["reference"], **({"milliseconds": timed["reference"]["milliseconds"]} if timed else {})}
     for point in points:
         point["milliseconds"] = timed.get(str(point["id"]), point)["milliseconds"]
@@ -234,21 +235,24 @@ for name, (train, test, flags, _) in SETS.items():
     if (args.only and name not in args.only) or (args.collect and not (Path(args.work) / name / "front.json").exists()):
         continue
     folder = search(name)
-    searches = [gather(folder)]
     peers = run_peers(folder) if args.peers else {}
-    beyond = [peer for peer in peers.values() if not find_above(searches, peer)]
+    searches = [gather(folder, peers)]
+    for peer, point in peers.items():
+        point["milliseconds"] = searches[0]["timed"].get(peer, point)["milliseconds"]
+    beyond = [point for peer, point in peers.items() if not find_above(searches, peer, point)]
     shrunk = [{**searches[0], "points": [point for point in searches[0]["points"] if point["steps"]]}]
     if not args.once and (beyond or best_at(shrunk, 0.99) is None):
         one = searches[0]["reference"]
         half = limits_of(one["bytes"], one["milliseconds"], (SETS[name][3] or args.factor) / 2)
         wanted = {"mb": min(peer["bytes"] for peer in beyond) / 1e6, "ms": min(peer["milliseconds"] for peer in beyond)} if beyond else half
         second = search(name, wanted)
-        searches += [gather(second)] if (second / "front.json").exists() else []
+        searches += [gather(second, peers)] if (second / "front.json").exists() else []
     found[name] = {
         "fit": " ".join(["lightune fit", train, "--test", test, *flags]), "searches": searches,
         "best": {f"{keep:.0%}": best_at(searches, keep) for keep in KEEPS},
         "peers": {
-            peer: {**point, **factors(searches[0]["reference"], point), "dominated_by": find_above(searches, point)} for peer, point in peers.items()
+            peer: {**{key: point[key] for key in ("bytes", "milliseconds", "test")}, **factors(searches[0]["reference"], point),
+                   "dominated_by": find_above(searches, peer, point)} for peer, point in peers.items()
         },
     }  # fmt: skip
     print(name, json.dumps(found[name]["best"]), file=sys.stderr)

@@ -163,7 +163,6 @@ def run(side, name, seed):
     return json.loads(kept.read_text()) if kept.exists() else None
 
 
-Path(args.work).mkdir(parents=True, exist_ok=True)
 def fill_page(sets):
     """Put a line for each set between the marks of docs/training.md."""
     lines = ["| set | draws | `--contrast 10` | SetFit's recipe | plain training |", "|---|---|---|---|---|"]
@@ -173,6 +172,7 @@ def fill_page(sets):
     fill("docs/training.md", "few", lambda _: "\n\n" + "\n".join(lines) + "\n\n")
 
 
+Path(args.work).mkdir(parents=True, exist_ok=True)
 found = {}
 for name, (_, draws, _) in SETS.items():
     if args.only and name not in args.only:

@@ -225,21 +225,20 @@ def read_piece(path: Path) -> Any:
 
 
 def collect_set(name: str) -> dict[str, Any]:
-    """The figures of one data set."""
+    """The figures of one data set; without the peer's where it was not run."""
     folder = args.work / name
-    ours, theirs, before, judged = (read_piece(folder / f"{file}.json") for file in ("lightune", "trl", "before", "judged"))
-    losses = {
-        side: round(math.log(scores["perplexity"]["value"]), 5)
-        for side, scores in (("base", before["scores"]), ("lightune", ours["scores"]), ("trl", judged["scores"]))
-    }
-    difference = losses["lightune"] / losses["trl"] - 1
+    ours, before = (read_piece(folder / f"{file}.json") for file in ("lightune", "before"))
+    sides, scores = {"lightune": ours}, {"base": before["scores"], "lightune": ours["scores"]}
+    if (folder / "judged.json").exists():
+        sides["trl"], scores["trl"] = read_piece(folder / "trl.json"), read_piece(folder / "judged.json")["scores"]
+    losses = {side: round(math.log(found["perplexity"]["value"]), 5) for side, found in scores.items()}
+    difference = losses["lightune"] / losses["trl"] - 1 if "trl" in losses else None
     metrics = {metric: {"before": before["scores"][metric], "after": ours["scores"][metric]} for metric in SETS[name].metrics}
+    figures = ("tokens_per_second", "seconds", "peak_resident_bytes", "trainable_parameters")
     return {
-        "rows": read_piece(folder / "rows.json"), "held_out_loss": losses, "difference": round(difference, 5), "agrees": abs(difference) <= NEAR,
-        "answers": metrics, "tokens_per_second": {"lightune": ours["tokens_per_second"], "trl": theirs["tokens_per_second"]},
-        "seconds": {"lightune": ours["seconds"], "trl": theirs["seconds"]},
-        "peak_resident_bytes": {"lightune": ours["peak_resident_bytes"], "trl": theirs["peak_resident_bytes"]},
-        "trainable_parameters": {"lightune": ours["trainable_parameters"], "trl": theirs["trainable_parameters"]},
+        "rows": read_piece(folder / "rows.json"), "held_out_loss": losses, "answers": metrics,
+        "difference": None if difference is None else round(difference, 5), "agrees": None if difference is None else abs(difference) <= NEAR,
+        **{figure: {side: found[figure] for side, found in sides.items()} for figure in figures},
     }  # fmt: skip
 
 
@@ -261,7 +260,8 @@ def fill_page(sets: dict[str, Any]) -> None:
     lines = ["| data | figure | before | after | TRL's after |", "|---|---|---|---|---|"]
     for name, found in sets.items():
         losses = found["held_out_loss"]
-        lines.append(f"| {name} | held-out loss | {losses['base']:.3f} | {losses['lightune']:.3f} | {losses['trl']:.3f} |")
+        theirs = f"{losses['trl']:.3f}" if "trl" in losses else "not measured"
+        lines.append(f"| {name} | held-out loss | {losses['base']:.3f} | {losses['lightune']:.3f} | {theirs} |")
         for metric, values in found["answers"].items():
             before, after = (f"{values[when]['value']:.3f}" for when in ("before", "after"))
             interval = f"{values['after']['low']:.3f} to {values['after']['high']:.3f}"
@@ -279,7 +279,7 @@ def collect() -> None:
         "model": MODEL,
         "device": read_piece(args.work / "base.json")["device"],
         "machine": {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform()},
-        "sets": {name: collect_set(name) for name in args.only if (args.work / name / "judged.json").exists()},
+        "sets": {name: collect_set(name) for name in args.only if (args.work / name / "before.json").exists()},
         "memory": collect_memory() if (args.work / "memory" / "trl.json").exists() else None,
     }
     (HERE / "results" / "generation.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -65,7 +65,7 @@ def limits_of(size, milliseconds, factor):
 
 
 def search(name, second=None):
-    """The run folder of a set after its search; a second search, for the limits {mb, ms} that it names, has a copy of the run."""
+    """The run folder of a set after its search; a second search, for the limits {mb, ms} that it names, has a copy of the run without its files."""
     train, test, flags, factor = SETS[name]
     folder = Path(args.work) / name
     if not (folder / "run.json").exists() and not args.collect:
@@ -74,11 +74,10 @@ def search(name, second=None):
         first, folder = folder, folder.with_name(f"{name}-second")
         if not folder.exists() and not args.collect:
             shutil.copytree(
-                first, folder, ignore=shutil.ignore_patterns("candidates", "search.json", "front.*", "small", "peers", "peers.json", "timed.json")
+                first, folder, ignore=shutil.ignore_patterns("candidates", "search.json", "front.*", "artifacts", "peers", "peers.json", "timed.json")
             )
             record = json.loads((first / "run.json").read_text())
-            record["artifacts"] = [entry for entry in record["artifacts"] if not entry["path"].endswith("/small")]
-            (folder / "run.json").write_text(json.dumps(record | {"budget": None, "met": None}))
+            (folder / "run.json").write_text(json.dumps(record | {"artifacts": [], "budget": None, "met": None}))
     if not (folder / "front.json").exists() and not args.collect:
         reference = json.loads((folder / "run.json").read_text())["reference"]
         limits = second or limits_of(reference["bytes"], reference["milliseconds"]["p50"], factor or args.factor)

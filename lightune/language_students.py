@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from lightune.networks import tensors
 from lightune.recipes import DistillOptions, Recipe, TrainOptions
 from lightune.runtime.tokenization import batches
 from lightune.steps import make_step
-from lightune.students import Course
+from lightune.students import Course, weigh_once
 from lightune.supervision import Supervised
 from lightune.token_distillation import Expected, Read, describe_reading, imitation_losses, observe_tokens
 from lightune.training import Objective, Training
@@ -38,12 +38,13 @@ class LanguageLesson:
     """What students with the same tokens learn from.
 
     data: the teacher, which is the model before with the students' tokens, and the rows in these tokens. folder: where what the teacher
-    expects is kept. precision: fp32 or bf16, of passes without training.
+    expects is kept. precision: fp32 or bf16, of passes without training. weighed: what the teacher's parts are worth, see `students.weigh_once`.
     """
 
     data: Supervision
     folder: Path
     precision: str = "fp32"
+    weighed: dict[bool, importance.Importance] = field(default_factory=dict)
 
     @property
     def teacher(self) -> Model:
@@ -57,6 +58,9 @@ class LanguageLesson:
 
     def weigh(self, student: Model, leave_out: bool) -> importance.Importance:
         """What each part of a student is worth to the loss of the training answers."""
+        return weigh_once(student, leave_out, self.teacher, self.weighed, self._measure)
+
+    def _measure(self, student: Model, leave_out: bool) -> importance.Importance:
         with self._rounded():
             return importance.measure(
                 student,

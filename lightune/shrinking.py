@@ -322,6 +322,10 @@ class Search:
         """Where a candidate's model, checkpoints and artefact lie."""
         return self.ground.run.folder / "candidates" / str(number)
 
+    def _was_made(self, number: int) -> bool:
+        """Whether an earlier rung left a candidate's student."""
+        return (self._folder(number) / "model" / "model.json").exists()
+
     def _plan(self) -> None:
         """The candidates that are worth training, written down before the first begins."""
         model, sample = self.ground.model, self.ground.train
@@ -408,7 +412,7 @@ class Search:
             self._share(stage)
             return
         lesson = self._lesson(next((spec for spec in candidate.steps if spec.startswith("vocab")), None), candidate.shape.layers)
-        if not (self._folder(number) / "model").exists():
+        if not self._was_made(number):
             lesson.foresee(cuts_of(candidate))
         seconds = self._share(stage)
         if seconds < LEAST_SECONDS and not self.epochs and self.state["points"]:
@@ -443,7 +447,7 @@ class Search:
             The student, the seconds that are left of the rung, and those in which larger students were trained.
         """
         folder = self._folder(number)
-        if (folder / "model" / "model.json").exists():
+        if self._was_made(number):
             return models.load(folder / "model"), seconds, 0.0
         steps = cuts_of(candidate)
         if candidate.stages == 1:

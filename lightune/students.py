@@ -38,7 +38,7 @@ class Lesson:
     teacher: the model before, with the students' tokens. rows: the training rows, unlabelled ones and their augmented versions.
     labelled: bool [n], which of them have a label of their own. examples: the labelled rows as text, for importance and the like.
     times: how many augmented versions of each row there are. folder: where the teacher's answers are kept.
-    weighed: what the teacher's parts are worth, see `weigh`.
+    weighed: what the teacher's parts are worth, see `weigh_once`.
     """
 
     teacher: Model
@@ -50,12 +50,11 @@ class Lesson:
     weighed: dict[bool, importance.Importance] = field(default_factory=dict)
 
     def weigh(self, student: Model, leave_out: bool) -> importance.Importance:
-        """What each part of a student is worth to the task. Of students that are not cut yet, all copies of the teacher, it is measured once."""
-        if len(student.changes) > len(self.teacher.changes):
-            return importance.measure(student, self.examples, rows=SAMPLE, leave_out=leave_out)
-        if leave_out not in self.weighed:
-            self.weighed[leave_out] = importance.measure(self.teacher, self.examples, rows=SAMPLE, leave_out=leave_out)
-        return self.weighed[leave_out]
+        """What each part of a student is worth to the task."""
+        return weigh_once(student, leave_out, self.teacher, self.weighed, self._measure)
+
+    def _measure(self, student: Model, leave_out: bool) -> importance.Importance:
+        return importance.measure(student, self.examples, rows=SAMPLE, leave_out=leave_out)
 
     def foresee(self, steps: Sequence[str]) -> None:
         """Measure what the first of some steps will ask of the teacher, so that making the student does not wait for it."""
@@ -99,6 +98,17 @@ def prepare_lesson(
     targets = np.concatenate([own.targets, np.zeros((more, *own.targets.shape[1:]), dtype=own.targets.dtype)])
     known = np.arange(len(encoded)) < len(own.encoded)
     return Lesson(teacher, Rows(encoded, targets, np.ones(len(encoded), dtype=np.float32)), known, labelled, times, folder)
+
+
+def weigh_once(
+    student: Model, leave_out: bool, teacher: Model, weighed: dict[bool, importance.Importance], measure: Weigh
+) -> importance.Importance:
+    """What each part of a student is worth. Students that are not cut yet are all copies of the teacher, which is measured once and kept in `weighed`."""
+    if len(student.changes) > len(teacher.changes):
+        return measure(student, leave_out)
+    if leave_out not in weighed:
+        weighed[leave_out] = measure(teacher, leave_out)
+    return weighed[leave_out]
 
 
 def make_student(lesson: Lesson, steps: Sequence[str]) -> Model:

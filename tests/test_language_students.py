@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_conversations import QUICK, write_base, write_echoes
 
-from lightune import language, language_students, students, token_distillation
+from lightune import importance, language, language_students, students, token_distillation
 from lightune.language_students import LanguageLesson
 from lightune.recipes import DistillOptions, resolve
 
@@ -40,6 +40,16 @@ def test_the_teacher_reads_once(ground: Any, tmp_path: Path, monkeypatch: pytest
     assert np.array_equal(first.ids, again.ids)
     with pytest.raises(pytest.fail.Exception):
         lesson_of(ground, tmp_path).observe(1.0)
+
+
+def test_the_teacher_is_weighed_once_for_all_students(ground: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lesson = lesson_of(ground, tmp_path)
+    first = students.cut(lesson.teacher.copy(), ["depth=2"], lesson.weigh)
+    monkeypatch.setattr(importance, "measure", lambda *given, **options: pytest.fail("weighed again"))
+    second = students.cut(lesson.teacher.copy(), ["depth=2"], lesson.weigh)
+    assert all(torch.equal(value, second.network.state_dict()[name]) for name, value in first.network.state_dict().items())
+    with pytest.raises(pytest.fail.Exception):
+        students.cut(first, ["ffn=1/2"], lesson.weigh)
 
 
 def test_what_the_teacher_expects_belongs_to_the_rows(ground: Any, tmp_path: Path) -> None:

@@ -37,7 +37,6 @@ from lightune.data import Example, read, split
 from lightune.errors import CheckFailed, InputError
 from lightune.evaluation import evaluate
 from lightune.exports import onnx, sensitivity
-from lightune.exports.parity import equal_answers
 from lightune.journal import Journal, forget
 from lightune.models import Model
 from lightune.options import format_spec
@@ -358,7 +357,7 @@ class Search:
         self.journal.write()
 
     def _lost_answers(self, counts: np.ndarray) -> dict[int, float]:
-        """The share of development answers that change when the model reads with fewer tokens, for every size that is worth trying.
+        """How far the development answers move when the model reads with fewer tokens, for every size that is worth trying: see `_moved`.
 
         counts: of each token in the training rows, int64 [V]. Other than a layer, a token that is gone cannot be learned back.
         """
@@ -371,7 +370,7 @@ class Search:
             if size < len(counts):
                 small = model.copy()
                 small.shrink(make_step(f"vocab={size}").plan(small, found))
-                lost[size] = _changed(model, whole, small.logits(rows))
+                lost[size] = _moved(model, whole, small.logits(rows))
         return lost
 
     def _named(self, base: Shape) -> Candidate:
@@ -684,11 +683,16 @@ def _loser(found: importance.Importance, lost: Mapping[int, float]) -> planning.
     return lose
 
 
-def _changed(model: Model, whole: np.ndarray, small: np.ndarray) -> float:
-    """The share of answers that differ between two sets of logits; of numbers, how far their correlation falls short of 1."""
+def _moved(model: Model, whole: np.ndarray, small: np.ndarray) -> float:
+    """How far the answers of two sets of logits are apart, from 0 to 1: the mean total variation distance of their probabilities.
+
+    A few hundred rows tell two vocabularies apart by it that change the same handful of answers. Of numbers, how far their correlation falls
+    short of 1.
+    """
     if model.answers.kind == "regress":
         return 1.0 - float(np.corrcoef(whole[:, 0], small[:, 0])[0, 1])
-    return 1.0 - float(equal_answers(model.answers, whole, small).mean())
+    gaps = np.abs(model.answers.probabilities(whole) - model.answers.probabilities(small))
+    return float(gaps.mean()) if model.answers.kind == "multilabel" else float(gaps.sum(axis=1).mean() / 2)
 
 
 def count_tokens(model: Model, rows: Sequence[Example]) -> np.ndarray:

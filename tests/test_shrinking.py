@@ -99,7 +99,7 @@ def own_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
     return time.process_time
 
 
-def test_a_vocabulary_is_judged_by_the_answers_that_it_changes(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vocabulary_is_judged_by_how_far_it_moves_the_answers(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ground = shrinking.survey(open_run(run), resolve(read_recipe(run / "recipe.toml"), {}), lambda fact: None)
     counts = shrinking.count_tokens(ground.model, ground.train)
     least = len(Vocabulary.of(ground.model.encoder.tokenizer).essential)

@@ -184,7 +184,7 @@ def compare(name: str) -> None:
 def write_base() -> dict[str, str]:
     """The base as a folder of transformers."""
     exports.find_generative("hf").write(open_base(), args.work / "base")
-    return {"model": MODEL, "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"}
+    return {"model": MODEL}
 
 
 def write_full_rows() -> dict[str, int]:
@@ -225,7 +225,7 @@ def read_piece(path: Path) -> Any:
 
 
 def collect_set(name: str) -> dict[str, Any]:
-    """The figures of one data set; without the peer's where it was not run."""
+    """The figures of one data set; without the peer's where it was not run. Speed and memory are those of full rows: sides may have had different machines."""
     folder = args.work / name
     ours, before = (read_piece(folder / f"{file}.json") for file in ("lightune", "before"))
     sides, scores = {"lightune": ours}, {"base": before["scores"], "lightune": ours["scores"]}
@@ -234,11 +234,10 @@ def collect_set(name: str) -> dict[str, Any]:
     losses = {side: round(math.log(found["perplexity"]["value"]), 5) for side, found in scores.items()}
     difference = losses["lightune"] / losses["trl"] - 1 if "trl" in losses else None
     metrics = {metric: {"before": before["scores"][metric], "after": ours["scores"][metric]} for metric in SETS[name].metrics}
-    figures = ("tokens_per_second", "seconds", "peak_resident_bytes", "trainable_parameters")
     return {
         "rows": read_piece(folder / "rows.json"), "held_out_loss": losses, "answers": metrics,
         "difference": None if difference is None else round(difference, 5), "agrees": None if difference is None else abs(difference) <= NEAR,
-        **{figure: {side: found[figure] for side, found in sides.items()} for figure in figures},
+        **{figure: {side: found[figure] for side, found in sides.items()} for figure in ("trainable_parameters", "device")},
     }  # fmt: skip
 
 
@@ -277,7 +276,6 @@ def collect() -> None:
         "command": "python benchmarks/generation.py --data DIR --peer-python PYTHON "
         + " ".join(f"--{name} {getattr(args, name)}" for name in options),
         "model": MODEL,
-        "device": read_piece(args.work / "base.json")["device"],
         "machine": {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform()},
         "sets": {name: collect_set(name) for name in args.only if (args.work / name / "before.json").exists()},
         "memory": collect_memory() if (args.work / "memory" / "trl.json").exists() else None,

@@ -96,6 +96,7 @@ print(
             "peer": "trl+peft", "steps": trainer.state.global_step, "seconds": round(clock.seconds, 2), "tokens": clock.tokens,
             "tokens_per_second": round(clock.tokens / clock.seconds, 1), "peak_resident_bytes": peak,
             "trainable_parameters": sum(item.numel() for item in trainer.model.parameters() if item.requires_grad),
+            "device": trainer.args.device.type,
             "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
         }
     )

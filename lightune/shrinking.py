@@ -674,7 +674,7 @@ def cuts_of(candidate: Candidate) -> list[str]:
 
 
 def _loser(found: importance.Importance, lost: Mapping[int, float]) -> planning.Lose:
-    """The share of importance that a shape takes away, by knob; of tokens, that of the answers, see `Search._lost_answers`."""
+    """The share of importance that a shape takes away, by knob; of tokens, how far the answers move, see `_moved`."""
 
     def lose(shape: Shape) -> dict[str, float]:
         removed = importance.shares(found, layers=shape.layers, heads=shape.heads, ffn=shape.ffn, hidden=shape.hidden)

@@ -40,14 +40,16 @@ _GENERATING = """
 import json, sys
 sys.path[:0] = json.loads(sys.argv[2])
 from lightune.benchmarking import peak_bytes
-from lightune.exporting import open_written
 from lightune.runtime.generation import GenerationOptions
+from lightune.runtime.written import load_written
 from pathlib import Path
-generator = open_written(Path(sys.argv[1]))
+generator = load_written(Path(sys.argv[1]))
+if generator is None:
+    from lightune.exporting import open_written
+    generator = open_written(Path(sys.argv[1]))
 generator.generate([sys.argv[3]], GenerationOptions(max_tokens=16))
 print(peak_bytes())
 """
-_GENERATING_GGUF = _GENERATING.replace("lightune.exporting import open_written", "lightune.runtime.gguf import load_gguf as open_written")
 OPENING = "Once upon a time"
 
 
@@ -111,9 +113,8 @@ def generator_resident_bytes(folder: Path) -> int:
     Raises:
         CheckFailed: the process did not end well; the message holds its last line.
     """
-    script = _GENERATING_GGUF if folder.suffix == ".gguf" or (folder / "model.gguf").is_file() else _GENERATING
     done = subprocess.run(
-        [sys.executable, "-c", script, str(folder), json.dumps(sys.path), OPENING], capture_output=True, text=True, check=False
+        [sys.executable, "-c", _GENERATING, str(folder), json.dumps(sys.path), OPENING], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
         raise CheckFailed(f"{folder} could not be opened in a fresh process: {done.stderr.strip().splitlines()[-1:]}")

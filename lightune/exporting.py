@@ -25,6 +25,7 @@ from lightune.runtime import load as load_artifact
 from lightune.runtime.answers import Answers
 from lightune.runtime.generation import Generator, Prompt
 from lightune.runtime.manifest import read_json, sha256
+from lightune.runtime.written import load_written
 from lightune.tasks import task_for
 
 if TYPE_CHECKING:
@@ -175,11 +176,9 @@ def export_generator(
 
 
 def open_written(folder: Path) -> Generator:
-    """An exported model that generates: a GGUF file by llama.cpp, a Hugging Face folder by transformers."""
-    if (folder / "model.gguf").is_file():
-        from lightune.runtime.gguf import load_gguf
-
-        return load_gguf(folder)
+    """An exported model that generates: a GGUF file by llama.cpp, a graph by onnxruntime, a Hugging Face folder by transformers."""
+    if light := load_written(folder):
+        return light
     facts = read_json(folder / "task.json")
     model = models.start_language(
         sources.resolve_model(str(folder)), task_for(Answers(facts["kind"], ())), max_length=int(facts["max_length"])

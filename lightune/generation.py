@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,20 +15,17 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from lightune.errors import InputError
 from lightune.networks import TranslationNetwork
+from lightune.runtime.batched import BatchedGenerator, State
 from lightune.runtime.chat import ChatFormat
-from lightune.runtime.drafts import Draft, collect
-from lightune.runtime.generation import Generated, GenerationOptions, Piece, Prompt
 from lightune.runtime.prompting import Prompting
-from lightune.runtime.sampling import seeds
 from lightune.runtime.token_table import make_table
-from lightune.runtime.tokenization import Encoder, batches
+from lightune.runtime.tokenization import Encoder
 
-ROWS, TOKENS = 32, 8192  # a batch's most answers, and most tokens of its prompts once padded
 LOGITS = 2**24  # most logits of texts in memory at a time: 64 MB in fp32
 
 
-class TorchGenerator:
-    """A network that generates; see `runtime.generation.Generator` for its members.
+class TorchGenerator(BatchedGenerator):
+    """A network that generates.
 
     Args:
         network: `backbone`, a decoder of transformers (AutoModel), and `head`, a linear layer [d → v]; or a `TranslationNetwork`, which reads a
@@ -48,73 +45,24 @@ class TorchGenerator:
         max_length: int,
         precision: torch.dtype | None = None,
     ) -> None:
-        self.name = name
-        self.max_length = max_length
-        self.network = _cast(network, precision)
-        self.prompting = Prompting(
-            make_table(encoder.tokenizer, chat.stop if chat else ()), chat, max_length, getattr(network, "end", None)
+        super().__init__(
+            name, Prompting(make_table(encoder.tokenizer, chat.stop if chat else ()), chat, max_length, getattr(network, "end", None))
         )
-
-    def count_tokens(self, prompt: Prompt) -> int:
-        return len(self.encode_prompt(prompt))
-
-    def encode(self, text: str) -> np.ndarray:
-        return self.prompting.encode(text)
-
-    def encode_prompt(self, prompt: Prompt) -> np.ndarray:
-        return self.prompting.encode_prompt(prompt)
-
-    def stream(self, prompt: Prompt, options: GenerationOptions) -> Iterator[Piece]:
-        return (piece for _, piece in self._run(self._drafts([prompt], options)))
-
-    def generate(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[Generated]:
-        drafts = self._drafts(prompts, options)
-        pieces: list[list[Piece]] = [[] for _ in drafts]
-        for places in batches([len(draft.prompt) for draft in drafts], ROWS, TOKENS):
-            for row, piece in self._run([drafts[place] for place in places]):
-                pieces[places[row]].append(piece)
-        return [collect(len(draft.prompt), parts) for draft, parts in zip(drafts, pieces, strict=True)]
-
-    def token_logprobs(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
-        if longest := max((len(row) for row in rows if len(row) > self.max_length), default=0):
-            raise InputError(f"A row has {longest} tokens, expected at most {self.max_length}. Cut it, or give the model a greater length.")
-        found = [np.empty(0, dtype=np.float32)] * len(rows)
-        inside = [place for place, row in enumerate(rows) if len(row) > 1]
-        for places in batches([len(rows[place]) for place in inside], ROWS, TOKENS):
-            chosen = [inside[place] for place in places]
-            for place, values in zip(chosen, self._scores([rows[place] for place in chosen]), strict=True):
-                found[place] = values
-        return found
+        self.network = _cast(network, precision)
 
     def close(self) -> None:
         self.network = None
 
-    def _drafts(self, prompts: Sequence[Prompt], options: GenerationOptions) -> list[Draft]:
-        rows = [self.encode_prompt(prompt) for prompt in prompts]
-        table, room = self.prompting.table, self.prompting.room
-        alone = self.prompting.end is not None
-        return [Draft(ids, options, table, room(ids), seed, alone=alone) for ids, seed in zip(rows, seeds(options.seed, rows), strict=True)]
-
-    def _run(self, drafts: list[Draft]) -> Iterator[tuple[int, Piece]]:
-        """Every row's pieces as they come, with the row's number; rows that have ended leave the batch."""
-        state, rows = self._start([draft.prompt for draft in drafts]), list(range(len(drafts)))
-        while rows:
-            with torch.inference_mode(), _evaluating(self.network):  # never open while the caller has the turn
-                logits = self._logits(state.read(self.network.backbone)).cpu().numpy()
-            pieces = [drafts[row].add(values) for row, values in zip(rows, logits, strict=True)]
-            yield from zip(rows, pieces, strict=True)
-            staying = [place for place, piece in enumerate(pieces) if piece.finish is None]
-            rows = [rows[place] for place in staying]
-            if rows:
-                state.go_on([drafts[row].tokens[-1] for row in rows], staying)
-
     def _start(self, prompts: list[np.ndarray]) -> _State:
-        """A batch of prompts, nothing read of it yet."""
         if isinstance(self.network, TranslationNetwork):
             with torch.inference_mode(), _evaluating(self.network):
                 return _read_sources(prompts, self.network, self._device)
         start = _read_on if remembers(self.network.backbone) else _read_again
         return start(prompts, self.network.backbone, self._device)
+
+    def _next_logits(self, state: _State) -> np.ndarray:
+        with torch.inference_mode(), _evaluating(self.network):  # never open while the caller has the turn
+            return self._logits(state.read(self.network.backbone)).cpu().numpy()
 
     def _scores(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
         """`token_logprobs` of a batch. What fills short rows follows them, so a causal model never sees it."""
@@ -161,15 +109,11 @@ class TorchGenerator:
         return self.network.head.weight.device
 
 
-class _State(Protocol):
-    """What a batch has read."""
+class _State(State, Protocol):
+    """What a batch has read, in torch."""
 
     def read(self, backbone: nn.Module) -> Tensor:
         """The hidden states [b, d] after the last tokens."""
-        ...
-
-    def go_on(self, tokens: list[int], rows: list[int]) -> None:
-        """Keep these rows, and read their next tokens."""
         ...
 
 
@@ -183,9 +127,9 @@ class _Remembered:
     cache: DynamicCache
 
     def read(self, backbone: nn.Module) -> Tensor:
-        known = inspect.signature(backbone.forward).parameters
-        cache = {"cache" if "cache" in known else "past_key_values": self.cache}  # the second is its name before transformers 5.24
-        outputs = backbone(input_ids=self.ids, attention_mask=self.mask, position_ids=self.positions, use_cache=True, **cache)
+        outputs = backbone(
+            input_ids=self.ids, attention_mask=self.mask, position_ids=self.positions, use_cache=True, **{name_cache(backbone): self.cache}
+        )  # fmt: skip
         return outputs.last_hidden_state[:, -1]
 
     def go_on(self, tokens: list[int], rows: list[int]) -> None:
@@ -239,10 +183,9 @@ class _Answering:
     cache: EncoderDecoderCache
 
     def read(self, backbone: nn.Module) -> Tensor:
-        known = inspect.signature(backbone.forward).parameters
-        cache = {"cache" if "cache" in known else "past_key_values": self.cache}
         outputs = backbone(
-            encoder_outputs=(self.hidden,), attention_mask=self.mask, decoder_input_ids=self.ids, use_cache=True, **cache
+            encoder_outputs=(self.hidden,), attention_mask=self.mask, decoder_input_ids=self.ids, use_cache=True,
+            **{name_cache(backbone): self.cache},
         )  # fmt: skip
         return outputs.last_hidden_state[:, -1] * self.scale
 
@@ -268,6 +211,11 @@ def _read_sources(prompts: list[np.ndarray], network: TranslationNetwork, device
 
 def _read_again(prompts: list[np.ndarray], backbone: Any, device: torch.device) -> _State:
     return _Reread([prompt.tolist() for prompt in prompts], device)
+
+
+def name_cache(backbone: nn.Module) -> str:
+    """What a backbone calls its keys and values; the second is their name before transformers 5.24."""
+    return "cache" if "cache" in inspect.signature(backbone.forward).parameters else "past_key_values"
 
 
 def remembers(backbone: nn.Module) -> bool:

@@ -284,8 +284,8 @@ class Search:
         self.state["running"][name] = course.epochs
         self.journal.write()
         self.watch(course.forecast)
-        last = float("inf") if known else max(until, time.monotonic() + LEAST_SECONDS)
-        for fact in course.steps(folder / "checkpoints", students.CHECKPOINT_SECONDS, lambda: self.stopping, last):
+        seconds = None if known else max(until - time.monotonic(), LEAST_SECONDS)
+        for fact in course.steps(folder / "checkpoints", students.CHECKPOINT_SECONDS, lambda: self.stopping, seconds):
             self.watch(fact)
         if self.stopping:
             return

@@ -89,5 +89,6 @@ def _methods() -> Table:
 
 
 def _targets() -> Table:
-    helps = {**{name: target.help for name, target in EXPORTS.items()}, **{name: target.help for name, target in GENERATIVE.items()}}
-    return "Export targets", ["name", "what"], [[name, help] for name, help in helps.items()]
+    rows = [[name, "those that predict", target.help] for name, target in EXPORTS.items()]
+    rows += [[name, ", ".join(target.tasks), target.help] for name, target in GENERATIVE.items()]
+    return "Export targets", ["name", "tasks", "what"], rows

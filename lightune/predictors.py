@@ -23,6 +23,7 @@ from lightune.options import build
 from lightune.recipes import AnswerOptions, ProgramOptions
 from lightune.runtime.generation import GenerationOptions, Message
 from lightune.runtime.manifest import read_json
+from lightune.runtime.written import load_written
 from lightune.tasks import GENERATIVE
 
 CHUNK = 512  # rows answered at a time
@@ -79,18 +80,16 @@ class Writer:
 def open_generator(
     path: str | Path, *, name: str | None = None, threads: int | None = None, context: int | None = None, slots: int = 4
 ) -> Writer | None:
-    """Open a run (its GGUF file first), a model, an artefact or a .gguf file that generates text; None where the path is another task's.
+    """Open a run (its GGUF file first, then its ONNX graph), a model, an artefact or a .gguf file that generates text; None where the path is another task's.
 
     context, slots: of a GGUF file, see `runtime.gguf.load_gguf`.
 
     Raises:
         InputError: the path holds nothing of ours. IntegrityError: a file is damaged. MissingExtra: a package is missing.
     """
-    if gguf := _find_gguf(Path(path)):
-        from lightune.runtime.gguf import load_gguf
-
-        return Writer(load_gguf(gguf, threads=threads, context=context, slots=slots), gguf)
-    folder = find_folder(path)
+    folder = _find_light(Path(path)) or find_folder(path)
+    if light := load_written(folder, threads=threads, context=context, slots=slots):
+        return Writer(light, folder)
     written = (folder / "task.json").is_file() and read_json(folder / "task.json").get("kind") in GENERATIVE
     if not written and (
         not (folder / "model.json").is_file() or read_json(folder / "model.json").get("answers", {}).get("kind") not in GENERATIVE
@@ -110,13 +109,16 @@ def open_generator(
     return Writer(language.generator_of(model, name=name), folder, model)
 
 
-def _find_gguf(path: Path) -> Path | None:
-    """The GGUF file or the folder of one that a path stands for, None where it stands for something else."""
+def _find_light(path: Path) -> Path | None:
+    """The .gguf file, or the folder of one or of an ONNX graph, that a path stands for; None where it stands for something else."""
     if path.suffix == ".gguf" and path.is_file():
         return path
-    artifacts = sorted(path.glob("artifacts/*/model.gguf"), key=lambda file: (file.parent.name != "small", file))
-    found = [path / "model.gguf", *artifacts] if path.is_dir() else []
-    return next((file.parent for file in found if file.is_file()), None)
+    for name in ("model.gguf", "model.onnx"):
+        if (path / name).is_file():
+            return path
+        if found := sorted(path.glob(f"artifacts/*/{name}"), key=lambda file: (file.parent.name != "small", file)):
+            return found[0].parent
+    return None
 
 
 def find_folder(path: str | Path) -> Path:

@@ -234,7 +234,7 @@ class Recipe:
     to: tuple[str, ...] = option(
         ("onnx-int8",),
         "what to export: onnx, onnx-int8, onnx-int4, or with options as in onnx:weights=8,tables=4; of models that generate gguf "
-        "(gguf:type=q4_k_m; not of translate) or hf; none exports nothing",
+        "(gguf:type=q4_k_m; not of translate), onnx (onnx:bits=32) or hf; none exports nothing",
     )
     pooling: str = option(
         "auto", "how token vectors become one: auto is mean for encoders, last for decoders", choices=("auto", "mean", "cls", "last")

@@ -65,13 +65,10 @@ ALLOWED_LOSS = 0.003  # of the development score by quantization, before it is t
 AGREE = 0.99  # share of answers that mixed precision should leave as they are
 LEAST_SECONDS = 1.0  # of a rung that is worth its overhead
 MIDDLE_SHARE = 1 / 3  # of a rung's time for larger students on the way
-PACES, TELLING = (0.5, 3.0), 5.0  # between which a forecast of steps is corrected, by rungs of so many seconds or more
 MEASURED = ("milliseconds", "examples_per_second", "resident_bytes", "bytes")
 OVERHEAD_SECONDS = 12.0  # what making, exporting, comparing and timing one candidate takes, until that was measured
 REPORT_SECONDS = 3.0  # for the report and the card
 FASTER = 5  # an artefact answers at least so many times as fast as the run's model
-SPARE = 0.95  # of the seconds of a rung, until it is known by how much forecasts of steps are wrong here
-LATE = 0.02  # of the whole time by which a rung may be longer than planned before it is cut short
 LARGE_CUT = 0.25  # of the work of the blocks, at most: students that small may come by way of a larger one
 NEAR = 1.1  # times the predicted milliseconds beyond which a time is taken again
 LOOKS = 4  # more times at most
@@ -482,23 +479,19 @@ class Search:
         begin = time.monotonic()
         course = students.open_course(
             student, lesson, self.ground.dev, self.ground.recipe.distill, self._train_options(), teachers=self.ground.teachers,
-            epochs=self.state["running"].get(name) or (self.epochs * share if self.epochs else None), seconds=seconds / self.state["pace"],
+            epochs=self.state["running"].get(name) or (self.epochs * share if self.epochs else None), seconds=seconds,
         )  # fmt: skip
         self.state["running"][name] = course.epochs
         self.journal.write()
         self.watch(course.forecast)
         setup = time.monotonic() - begin
-        last = float("inf") if self.epochs else begin + setup + seconds + LATE * self.seconds
         folder = self._folder(int(name.partition("/")[0])) / "checkpoints"
-        for fact in course.steps(folder, students.CHECKPOINT_SECONDS, lambda: self.stopping, last):
+        for fact in course.steps(folder, students.CHECKPOINT_SECONDS, lambda: self.stopping, None if self.epochs else seconds):
             self.watch(fact)
         if self.stopping:
             return 0.0
         shutil.rmtree(folder, ignore_errors=True)
-        trained = time.monotonic() - begin - setup
-        if not self.epochs and course.resumed == 0 and seconds >= TELLING:
-            self.state["pace"] = round(float(np.clip(self.state["pace"] * trained / seconds, *PACES)), 4)
-        return trained
+        return time.monotonic() - begin - setup
 
     def _reached(self, number: int) -> float:
         """The development score of a candidate's model after an earlier rung; below every score where there was none."""
@@ -639,7 +632,7 @@ class Search:
         ground = self.ground
         budget = {name: value for name, value in dataclasses.asdict(self.budget).items() if name != "time"}
         settings = json.loads(json.dumps({"budget": budget, "distill": dataclasses.asdict(ground.recipe.distill), "steps": self.steps}))
-        empty = {"pace": 1 / SPARE, "candidates": [], "done": [], "running": {}, "times": {}, "overheads": []}
+        empty: dict[str, Any] = {"candidates": [], "done": [], "running": {}, "times": {}, "overheads": []}
         journal = Journal(ground.run, settings, empty, self.budget, ground.reference, ground.model.task.primary, begin)
         if journal.resumed:
             self.watch(

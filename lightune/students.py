@@ -151,16 +151,17 @@ class Course:
             self.training = open(dataclasses.replace(train, epochs=epochs, precision=self.training.precision))
             self.forecast = dataclasses.replace(self.forecast, steps=self.training.total, epochs=epochs, seconds=seconds)
         self.epochs = float(self.training.epochs)
-        self.resumed = 0  # the step from which it went on
 
     def steps(
-        self, folder: Path, every: float, stop: Callable[[], bool] = lambda: False, until: float = float("inf")
+        self, folder: Path, every: float, stop: Callable[[], bool] = lambda: False, seconds: float | None = None
     ) -> Iterator[Step | Evaluation]:
         """Train from the last checkpoint in the folder to the end, writing one now and then; a stop that is asked for saves and returns.
 
-        until: a time of the monotonic clock after which the next step is the last.
+        seconds: how long it may take from here on: the steps follow, see `Training.end_by`.
         """
-        self.resumed = self.training.restore(folder)
+        self.training.restore(folder)
+        if seconds is not None:
+            self.training.end_by(self.training.seconds + seconds)
         saved = time.monotonic()
         for fact in self.training.steps():
             yield fact
@@ -169,8 +170,6 @@ class Course:
             if (isinstance(fact, Evaluation) or not self.training.evaluates_now) and time.monotonic() - saved >= every:
                 self.training.save(folder)
                 saved = time.monotonic()
-            if time.monotonic() > until:
-                self.training.finish_early()
         if self.training.stopping:
             self.training.save(folder)
 

@@ -41,7 +41,17 @@ from lightune.recipes import TrainOptions
 from lightune.runtime.predictor import usable_cores
 from lightune.runtime.tokenization import Encoded
 
-PROGRESS = ("step", "peak", "since_best", "since_drop", "best_value", "seconds", "precision")  # what a checkpoint keeps of the loop
+PACED = 8  # steps after which their pace is known
+PROGRESS = (
+    "step",
+    "total",
+    "peak",
+    "since_best",
+    "since_drop",
+    "best_value",
+    "seconds",
+    "precision",
+)  # what a checkpoint keeps of the loop
 LEAST_WIDTH = 256  # of the precision probe: narrower products take too little time to compare
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.5, 1  # the rate halves after more than one evaluation without improvement
 DEFAULT_RATE = 1e-4  # of a model whose last change has none, such as a merged one
@@ -171,6 +181,9 @@ class Training:
         self.best: dict[str, Tensor] | None = None
         self.best_value: float | None = None
         self.seconds = 0.0
+        self.until: float | None = None  # seconds of training in all, and the step and the seconds from which the pace is counted
+        self.counted = (0, 0.0)
+        self.look = 0.0  # seconds of the last evaluation
         self.asked_to_stop = self.stopping = False
         torch.manual_seed(options.seed + 1 + self.accelerator.process_index)
 
@@ -185,14 +198,16 @@ class Training:
             plan = plan_epoch(self.lengths, self.step_size, self.options.seed, epoch)
             for rows in plan[place:]:
                 fact = self._take_step(rows)
-                self.seconds = time.perf_counter() - clock
+                self.seconds = taken = time.perf_counter() - clock
                 evaluation = self._evaluate() if self.evaluates_now else None
                 self.seconds = time.perf_counter() - clock
+                self.look = self.seconds - taken if evaluation else self.look
                 yield dataclasses.replace(fact, seconds=round(self.seconds, 3))
                 if evaluation:
                     yield dataclasses.replace(evaluation, seconds=round(self.seconds, 3))
                 if self.stopping:
                     return
+                self._keep_time()
                 if self.step >= self.total or (evaluation and self._patience_is_over()):
                     break
         self.keep_best()
@@ -212,6 +227,18 @@ class Training:
     def finish_early(self) -> None:
         """Make the next step the last one. Other than after a stop, `steps` then ends as at its end: evaluated, with the best weights."""
         self.total = min(self.total, self.step + 1)
+
+    def end_by(self, seconds: float) -> None:
+        """End when training has taken so many seconds in all, in one process: how many steps there are still, and with them the schedule of the rate,
+        follow the pace from here on. A forecast that was wrong then costs neither the end of the schedule nor the time that is left."""
+        self.until, self.counted = seconds, (self.step, self.seconds)
+
+    def _keep_time(self) -> None:
+        """Plan the steps still to come by the pace so far, where there is an end in time."""
+        taken = self.step - self.counted[0]
+        if self.until is not None and taken >= PACED and self.step < self.total:
+            pace = (self.seconds - self.counted[1]) / taken
+            self.total = self.step + max(1, int((self.until - self.look - self.seconds) / pace))
 
     def keep_best(self) -> None:
         """Put the best weights seen into the model and fit its calibration on the development data."""
@@ -249,10 +276,14 @@ class Training:
         return self._foresee(step)
 
     def _plan(self, epochs: float) -> None:
-        """Set how many steps there are, and in how many of them the rate rises."""
+        """Set how many steps there are."""
         self.epochs = epochs
         self.total = self.planned = max(1, round(epochs * self.steps_per_epoch))
-        self.warmup = math.ceil(self.options.warmup * self.total)
+
+    @property
+    def warmup(self) -> int:
+        """In how many steps the rate rises."""
+        return math.ceil(self.options.warmup * self.total)
 
     def _evaluation_steps(self) -> tuple[float, float]:
         """How many steps lie between two evaluations, and how many steps' time one takes: a forward pass costs a third of a step."""

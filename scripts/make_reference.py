@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import lightune
-from lightune import benchmarking, cli, exporting, fitting, methods, recipes, runtime, tasks
-from lightune.exports import EXPORTS, GENERATIVE
+from lightune import benchmarking, cli, exporting, fitting, listing, methods, recipes, runtime, tasks
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference.md"
@@ -203,7 +202,8 @@ def _tasks() -> Iterator[str]:
 
 def _targets() -> Iterator[str]:
     yield "\n## Export targets\n"
-    yield _table(("target", "what"), [(f"`{name}`", target.help) for name, target in {**EXPORTS, **GENERATIVE}.items()])
+    ((_, columns, rows),) = listing.tables("targets")
+    yield _table(tuple(columns), [(f"`{name}`", *rest) for name, *rest in rows])
     yield "How each is checked: [export and runtime](export-and-runtime.md).\n"
 
 

@@ -81,7 +81,7 @@ def test_rows_of_any_number_are_scored_in_their_order(llama: TorchGenerator, mon
     rows = [llama.encode("the film " * (number % 7) + "x") for number in range(40)]
     whole = llama.token_logprobs(rows)
     monkeypatch.setattr("lightune.generation.LOGITS", 488 * 3)
-    monkeypatch.setattr("lightune.generation.ROWS", 4)
+    monkeypatch.setattr("lightune.runtime.batched.ROWS", 4)
     for one, other in zip(whole, llama.token_logprobs(rows), strict=True):
         assert np.allclose(one, other, atol=1e-5)
 

@@ -4,8 +4,10 @@ import dataclasses
 import itertools
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -142,6 +144,34 @@ def test_a_run_that_finishes_early_ends_as_at_its_end(start: Callable[..., Model
     assert training.planned == 10
     assert training.best is not None
     assert greatest_gap(training.best, weights(training.model)) == 0
+
+
+@pytest.mark.parametrize("epochs", [2.0, 400.0])
+def test_an_end_in_time_sets_the_steps_and_the_rate_falls_to_it(
+    epochs: float, start: Callable[..., Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planned were 10 steps or 2,000; a clock that moves by half a second whenever it is read leaves time for about 100."""
+    ticks = itertools.count(step=0.5)
+    monkeypatch.setattr("lightune.training.time", SimpleNamespace(perf_counter=lambda: next(ticks), time=time.time))
+    options = dataclasses.replace(PLAIN, epochs=epochs, schedule="linear", evaluate_every=40)
+    training = Training(start(), ROWS, DEV, options)
+    training.end_by(100.0)
+    steps = []
+    for fact in training.steps():
+        steps += [fact] if isinstance(fact, Step) else []
+        if fact.step == 60 and not training.stopping:
+            training.save(tmp_path)
+            break
+    again = Training(start(), ROWS, DEV, options)
+    again.restore(tmp_path)
+    again.end_by(100.0)
+    steps += [fact for fact in again.steps() if isinstance(fact, Step)]
+    assert 90 <= len(steps) <= 105
+    rates = [fact.rate for fact in steps[10:]]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.03 * max(rates)
+    assert rates[45] == pytest.approx(0.45e-3, rel=0.1)
+    assert again.planned == round(5 * epochs)
 
 
 # equivalences

@@ -19,6 +19,7 @@ from lightune.cli import main
 from lightune.errors import InputError
 from lightune.exports import find_generative
 from lightune.recipes import resolve
+from lightune.runs import open_run
 from lightune.runtime.answers import Answers
 from lightune.runtime.generation import GenerationOptions, Message
 from lightune.supervision.translation import _cut
@@ -194,6 +195,25 @@ def test_plain_transformers_loads_the_export_and_says_the_same(run: Any) -> None
         assert tokenizer.decode(made[0], skip_special_tokens=True) == answer
 
 
+def test_a_graph_of_each_stack_answers_and_scores_as_the_run(run: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(run.folder), "--to", "onnx:bits=32"]) == 0
+    capsys.readouterr()
+    parity = next(entry["parity"] for entry in open_run(run.folder).record["artifacts"] if entry["target"] == "onnx:bits=32")
+    assert parity["agree"] == 1.0
+    assert abs(parity["change"]) < 1e-4
+    ours, written = language.generator_of(models.load(run.model)), predictors.open_generator(run.folder)
+    assert written is not None
+    assert written.place == run.folder / "artifacts" / "onnx-bits-32"  # before the folder that needs torch
+    texts = ["7 lower", "8 film", "the newest room", "a"]
+    options = GenerationOptions(max_tokens=8)
+    assert written.generator.generate(texts, options) == ours.generate(texts, options)
+    rows = [np.array([*ours.encode(text), 1, *ours.encode("a film"), 1], dtype=np.int32) for text in texts]
+    for one, other in zip(ours.token_logprobs(rows), written.generator.token_logprobs(rows), strict=True):
+        np.testing.assert_allclose(other, one, atol=1e-4)
+    with pytest.raises(InputError, match="a source without a target"):
+        written.generator.token_logprobs([rows[0][:3]])
+
+
 @pytest.mark.parametrize(("tied", "kind"), [(True, "f32"), (True, "bf16"), (False, "f16")])
 def test_exports_hold_every_tensor_once(tmp_path: Path, tied: bool, kind: str) -> None:
     model = open_model(write_translator(tmp_path / "base", tied=tied))
@@ -219,7 +239,7 @@ def test_the_command_line_writes_scores_and_refuses_gguf(run: Any, data: Path, c
     assert main(["export", str(run.folder), "--to", "gguf"]) == 2
     assert "'gguf' is no export target of translate" in capsys.readouterr().err
     assert main(["fit", str(data), "--task", "translate", "--to", "gguf:type=q4_0"]) == 2
-    assert "Choose hf" in capsys.readouterr().err
+    assert "Choose onnx, hf" in capsys.readouterr().err
     assert main(["fit", str(data), "--task", "translate", "--method", "auto:seconds=9", "--to", "none"]) == 2
     assert "method auto does not choose for them" in capsys.readouterr().err
 
@@ -293,7 +313,12 @@ def test_title_t5_learns_a_few_summaries(shared_data: Path, tmp_path: Path) -> N
     rows = [json.loads(line) for line in lines]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps({name: row[name] for name in ("dialogue", "summary")}) + "\n" for row in rows))
     options = {**QUICK, "batch_size": 8, "epochs": 1.0, "rate": 1e-3, "max_length": 1024, "score_rows": 4, "max_tokens": 32}
-    run = lightune.fit(str(tmp_path / "rows.jsonl"), tmp_path / "run", prompt="dialogue", completion="summary", to=("hf",), **options)
+    run = lightune.fit(
+        str(tmp_path / "rows.jsonl"), tmp_path / "run", prompt="dialogue", completion="summary", to=("hf", "onnx"), **options
+    )
     assert run.record["base"] == "title-t5"
     assert run.record["learned"]
-    assert run.record["artifacts"][0]["parity"]["agree"] == 1.0
+    whole, small = run.record["artifacts"]
+    assert whole["parity"]["agree"] == 1.0
+    assert abs(small["parity"]["change"]) < 0.05
+    assert small["bytes"] < 0.4 * whole["bytes"]

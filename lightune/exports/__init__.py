@@ -105,10 +105,11 @@ def find_generative(spec: str, task: str = "generate") -> GenerativeExport:
 
 
 def _check_known(name: str, table: Mapping[str, Any], others: Mapping[str, Any], whose: str) -> None:
+    if name in table:
+        return
     if name in others:
         raise InputError(f"{name!r} is an export target of models that {whose}, which this one does not. Choose one of {', '.join(table)}.")
-    if name not in table:
-        raise unknown("export target", name, table)
+    raise unknown("export target", name, table)
 
 
 def folder_name(spec: str) -> str:

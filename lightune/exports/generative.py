@@ -71,6 +71,26 @@ class Storage:
 
 
 @dataclass(frozen=True)
+class Graph:
+    """How an ONNX graph holds its weights."""
+
+    bits: int = option(8, "of weight matrices and embedding tables, in the file", choices=(32, 8))
+    activations: int = option(
+        32,
+        "bits of what a matrix of 8 bits is multiplied with: 32, or 8 as they come, which is faster and farther from the model",
+        choices=(32, 8),
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def tolerance(self) -> Closeness:
+        """How far the graph may be from the model: with all bits it computes the same."""
+        return Closeness(perplexity=0.005, agree=0.99) if self.bits == 32 else Closeness(perplexity=0.05)
+
+
+@dataclass(frozen=True)
 class GenerativeExport:
     """A target of models that generate: the module that writes it, the package's extra that this needs, how weights are held, and the tasks
     whose models it takes."""
@@ -114,6 +134,13 @@ class GenerativeExport:
 GENERATIVE: dict[str, GenerativeExport] = {
     "gguf": GenerativeExport(
         "lightune.exports.gguf", "GGUF for llama.cpp, 8 bits or as in gguf:type=q4_k_m,imatrix=true", "gguf", Quantization()
+    ),
+    "onnx": GenerativeExport(
+        "lightune.exports.onnx_generation",
+        "ONNX that remembers keys and values, 8 bits or as in onnx:bits=32 or onnx:activations=8",
+        "train",
+        Graph(),
+        ("generate", "translate"),
     ),
     "hf": GenerativeExport(
         "lightune.exports.hf", "a folder that transformers loads, fp32 or as in hf:type=bf16", "train", Storage(), ("generate", "translate")

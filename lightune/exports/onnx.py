@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from lightune.exports.staging import staged
 from lightune.precision import FP32, Precision
 from lightune.runtime import manifest, predictor
 from lightune.runtime.answers import Answers
-from lightune.runtime.tokenization import Encoder
+from lightune.runtime.tokenization import INPUTS, Encoder
 
 OPSET = 20  # the first with Gelu; onnxruntime runs nothing faster from a later one
 MOST_BYTES = 2**31 - 2**24  # a protobuf file ends at 2 GiB; beyond, the weights lie beside it
@@ -102,19 +102,42 @@ def capture(network: torch.nn.Module, inputs: Sequence[str]) -> ir.Model:
     Raises:
         InputError: torch cannot export this network.
     """
-    size = torch.export.Dim.DYNAMIC
     filled = {"input_ids": 2, "attention_mask": 1, "token_type_ids": 0}
     example = {name: torch.full((2, 8), filled[name], dtype=torch.int64) for name in inputs}
+    return capture_call(network, example, dict.fromkeys(inputs, (0, 1)), ["logits"])
+
+
+def capture_call(
+    network: torch.nn.Module,
+    example: Mapping[str, torch.Tensor | Sequence[torch.Tensor]],
+    axes: Mapping[str, Sequence[int]],
+    outputs: Sequence[str],
+) -> ir.Model:
+    """The graph of one call of a network, as torch exports it.
+
+    Args:
+        example: what `forward` is given by name: tensors, or lists of tensors, which the graph calls by their name and number (past_0).
+        axes: for each of them the axes that may have any size.
+        outputs: what the graph calls its outputs.
+
+    Raises:
+        InputError: torch cannot export this network.
+    """
+    free = {name: dict.fromkeys(axes[name], torch.export.Dim.DYNAMIC) for name in example}
+    lone = {name: isinstance(value, torch.Tensor) for name, value in example.items()}
+    inputs = [
+        each for name, value in example.items() for each in ([name] if lone[name] else [f"{name}_{place}" for place in range(len(value))])
+    ]
     try:
         with _quiet(), _any_shape(network) as traceable:
             program = torch.onnx.export(
                 traceable,
-                kwargs=example,
+                kwargs=dict(example),
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes={name: {0: size, 1: size} for name in inputs},
-                input_names=list(inputs),
-                output_names=["logits"],
+                dynamic_shapes={name: free[name] if lone[name] else [free[name]] * len(value) for name, value in example.items()},
+                input_names=inputs,
+                output_names=list(outputs),
                 verbose=False,
             )
     except Exception as error:  # whatever torch trips over is the network's fault to the caller
@@ -137,7 +160,8 @@ def tidy(model: ir.Model) -> ir.Model:
             if not value.is_graph_output():
                 value.shape, value.type = None, None
     for value in model.graph.inputs:
-        value.shape = ir.Shape(["batch", "length"])
+        if value.name in INPUTS:
+            value.shape = ir.Shape(["batch", "length"])
     return model
 
 

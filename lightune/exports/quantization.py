@@ -2,7 +2,7 @@
 
 The file holds values, scales and, with 4 bits, factors of the grids in `lightune.grids`. What has 4 bits is unpacked by nodes whose inputs are
 constant: onnxruntime computes them once, when it opens the file, so that a matrix of 4 bits runs as one of 8 and takes its memory.
-What is small, and the layer that makes the logits, stays in fp32.
+What is small stays in fp32, and so does the layer that makes the logits unless they are those of a vocabulary.
 """
 
 from __future__ import annotations
@@ -74,18 +74,21 @@ def quantize(
     precision: Precision = INT8,
     smoothing: Mapping[str, np.ndarray] | None = None,
     ranges: Mapping[str, tuple[float, float]] | None = None,
+    *,
+    logits: bool = False,
 ) -> ir.Model:
     """A copy of an fp32 model whose large constant matrices and embedding tables have fewer bits; it runs in onnxruntime.
 
     smoothing: for products of these weights, float32 [k] by which what comes in is divided and the weight multiplied (`find_smoothing`).
     ranges: for products by the name of what comes out, the range of what comes in (`find_ranges`); the others look at every text.
+    logits: the matrix that makes the logits too; it is the largest of a model with a word for each.
 
     Raises:
         InputError: `precision` names something that is neither a large matrix nor a table.
     """
     model = model.clone()
     graph = model.graph
-    tables, products = find_tables(graph), find_products(graph)
+    tables, products = find_tables(graph), find_products(graph, logits=logits)
     _check_names(precision, [*tables, *(product.name for product in products)])
     store = _Store(graph, precision, smoothing or {}, ranges or {})
     wanted = [product for product in products if product.name not in tables and precision.bits(product.name) < 32]
@@ -104,9 +107,9 @@ def quantize(
     return model
 
 
-def find_products(graph: ir.Graph) -> list[Product]:
-    """Every product that can be quantized, in the graph's order; not those that make the logits."""
-    last, found = _last_products(graph), []
+def find_products(graph: ir.Graph, *, logits: bool = False) -> list[Product]:
+    """Every product that can be quantized, in the graph's order; those that make the logits only where they are wanted."""
+    last, found = set() if logits else _last_products(graph), []
     for node in graph:
         weight = _matrix(node)
         if weight is not None and node.op_type in ("MatMul", "Gemm") and node not in last:
@@ -347,7 +350,9 @@ def _replace(
     given = [*inputs]
     while given[-1] is None:
         given.pop()
-    output.replace_all_uses_with(made)  # before the new node, which may itself read `output`
+    if output.is_graph_output():  # whoever runs the graph asks for it by its name
+        made.name, output.name = output.name, made.name
+    output.replace_all_uses_with(made, replace_graph_outputs=True)  # before the new node, which may itself read `output`
     graph.insert_before(before, ir.node(operator, given, attributes, domain=domain, outputs=[made], name=made.name))
     return made
 

@@ -24,6 +24,7 @@ generator = load_gguf({path!r})
 (answer,) = generator.generate([[Message("user", "a question")]], GenerationOptions(max_tokens=256))
 print(answer.text)
 generator.close()"""
+ONNX = GGUF.replace("runtime.gguf import load_gguf", "runtime.onnx_generation import load_onnx").replace("load_gguf(", "load_onnx(")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ def find_path(record: Record, artifact: dict[str, Any]) -> str:
 def tell_install(record: Record) -> str:
     """What has to be installed where the files are used, in a sentence."""
     if record.generates:
-        return "A GGUF file needs `pip install 'lightune[gguf,serve]'` and no torch, others `pip install 'lightune[train,serve]'`."
+        return "A GGUF file needs `pip install 'lightune[gguf,serve]'` and no torch, an ONNX folder `pip install 'lightune[generate,serve]'`, others `pip install 'lightune[train,serve]'`."
     return "`pip install lightune` is enough: predicting needs no torch."
 
 
@@ -70,7 +71,10 @@ def _call_predictor(record: Record, target: str, path: str) -> list[Code]:
 def _call_generator(record: Record, target: str, path: str) -> list[Code]:
     quoted = shlex.quote(path)
     shell = Code("Shell", "sh", f'lightune chat {quoted}\nlightune predict {quoted} "a question"')
-    if target.partition(":")[0] != "gguf":
+    kind = target.partition(":")[0]
+    if kind == "onnx":
+        return [shell, Code("Python, without torch", "python", ONNX.format(path=path))]
+    if kind != "gguf":
         return [shell, Code("Python, with transformers", "python", TRANSFORMERS.format(path=path))]
     file = shlex.quote(f"{path}/model.gguf")
     llama = f"llama-cli -m {file}\nllama-server -m {file}"

@@ -203,3 +203,10 @@ def test_a_run_that_generates_beside_one_that_classifies(tmp_path):
     page = Page(write_report([make_run(tmp_path / "a"), make_generating_run(tmp_path / "b")]))
     check_page(page)
     assert "their scores cannot be ranked" in page.text
+
+
+def test_a_graph_is_called_from_python_without_torch(written):
+    change_run(written, "run.json", lambda value: value["artifacts"][0].update(target="onnx:bits=32", path="artifacts/onnx-bits-32"))
+    text = Page(write_report([written])).text
+    assert "from lightune.runtime.onnx_generation import load_onnx" in text
+    assert "load_onnx('commands/artifacts/onnx-bits-32')" in text

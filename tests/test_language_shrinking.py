@@ -190,7 +190,7 @@ def test_a_search_trains_a_few_and_the_best_goes_on(run: Path, monkeypatch: pyte
         ({"steps": ["static=8"]}, "nothing that could write"),
         ({"steps": ["vocab=300", "vocab=280"]}, "more than once"),
         ({"steps": ["depht=2"]}, "depht"),
-        ({"steps": ["depth=2"], "to": "onnx"}, "onnx"),
+        ({"steps": ["depth=2"], "to": "onnx-int8"}, "models that classify or score"),
         ({"steps": ["depth=2"], "relations_weight": 1.0, "stages": 2}, "relations-weight, stages has no meaning for generate"),
         ({"steps": ["depth=2"], "table": "board.json"}, "table"),
         ({"steps": ["depth=2"], "healing": "lroa"}, "lroa"),

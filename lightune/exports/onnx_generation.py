@@ -59,7 +59,7 @@ def write(
     facts = {"start": network.start, "end": network.end} if isinstance(network, TranslationNetwork) else {}
     with staged(folder) as draft:
         for file, graph in graphs.items():
-            save(quantize(graph, precision, logits=True) if precision.quantizes else graph, draft / f"{file}.onnx")
+            save(quantize(graph, precision, logits=True, blocks=True) if precision.quantizes else graph, draft / f"{file}.onnx")
         encoder.save(draft / "tokenizer.json")
         kind = "translate" if translates else "generate"
         task = describe(encoder, chat, base=base, name=name, quantization=precision.label, kind=kind, **facts)

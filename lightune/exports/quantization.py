@@ -76,12 +76,14 @@ def quantize(
     ranges: Mapping[str, tuple[float, float]] | None = None,
     *,
     logits: bool = False,
+    blocks: bool = False,
 ) -> ir.Model:
     """A copy of an fp32 model whose large constant matrices and embedding tables have fewer bits; it runs in onnxruntime.
 
     smoothing: for products of these weights, float32 [k] by which what comes in is divided and the weight multiplied (`find_smoothing`).
     ranges: for products by the name of what comes out, the range of what comes in (`find_ranges`); the others look at every text.
     logits: the matrix that makes the logits too; it is the largest of a model with a word for each.
+    blocks: matrices that are multiplied as floats have a scale for each block of a row, as tables have, and not one for the row.
 
     Raises:
         InputError: `precision` names something that is neither a large matrix nor a table.
@@ -93,7 +95,7 @@ def quantize(
     store = _Store(graph, precision, smoothing or {}, ranges or {})
     wanted = [product for product in products if product.name not in tables and precision.bits(product.name) < 32]
     for product in _fuse_attention(store, wanted) if precision.activations == 8 else wanted:
-        _replace_product(store, product)
+        _replace_product(store, product, blocks)
     for name, nodes in tables.items():
         if precision.bits(name, table=True) < 32:
             _replace_table(store, graph.initializers[name], nodes)
@@ -180,9 +182,9 @@ class _Store:
         found = self.folded.get(f"{name}_int8") or self.graph.initializers[f"{name}_int8"]
         return found, self.graph.initializers[f"{name}_scales"]
 
-    def table(self, table: ir.Value) -> tuple[ir.Value, ir.Value, int]:
-        """The values of a table, uint8 [rows, d], float32 scales [rows, blocks], and the value that stands for 0."""
-        array, name = _array(table), str(table.name)
+    def table(self, table: ir.Value, array: np.ndarray) -> tuple[ir.Value, ir.Value, int]:
+        """The values of a table or matrix [rows, d], uint8, float32 scales [rows, blocks], and the value that stands for 0."""
+        name = str(table.name)
         grid = self._grid(table, array, True)
         values, scales = grid.round(array), self.constant(f"{name}_scales", grid.scales)
         if grid.factors is None:
@@ -191,9 +193,8 @@ class _Store:
         lifted = self.fold("Add", rows, self.constant("least", np.array(LOWEST, np.int8)), name=f"{name}_lifted")
         return self.fold("Cast", lifted, name=f"{name}_uint8", to=ir.DataType.UINT8), scales, LOWEST
 
-    def restore(self, table: ir.Value, values: ir.Value, scales: ir.Value, zero: int) -> ir.Value:
-        """A quantized table as float32 [rows, d]."""
-        name, width = str(table.name), _sizes(table)[1]
+    def restore(self, name: str, width: int, values: ir.Value, scales: ir.Value, zero: int) -> ir.Value:
+        """A quantized table or matrix as float32 [rows, d], d being its width."""
         if scales.shape is not None and scales.shape[1] != 1:
             scales = self.fold("Gather", scales, self._places(width, TABLE_BLOCK), name=f"{name}_wide", axis=1)
         middle = self.constant(f"zero_{zero}", np.array(zero, np.float32))
@@ -220,7 +221,12 @@ class _Store:
         return self.constant(f"blocks_of_{block}_in_{width}", np.arange(width, dtype=np.int32) // block)
 
 
-def _replace_product(store: _Store, product: Product) -> None:
+def _replace_product(store: _Store, product: Product, blocks: bool) -> None:
+    if blocks and store.precision.activations == 32:
+        rows = product.rows
+        whole = store.restore(product.name, rows.shape[1], *store.table(product.weight, rows))
+        _multiply(store, product, store.fold("Transpose", whole, name=f"{product.name}_turned", perm=[1, 0]))
+        return
     values, scales = store.columns([product])
     if store.precision.activations == 8 and product.output.name in store.ranges:
         x, scale, zero = _quantized(store, product)
@@ -232,7 +238,11 @@ def _replace_product(store: _Store, product: Product) -> None:
         _replace(store.graph, product.first, product.output, "DynamicQuantizeMatMul", inputs, DOMAIN)
         return
     whole = store.fold("Cast", values, name=f"{product.name}_float", **FLOAT)
-    weight = store.fold("Mul", whole, scales, name=f"{product.name}_restored")
+    _multiply(store, product, store.fold("Mul", whole, scales, name=f"{product.name}_restored"))
+
+
+def _multiply(store: _Store, product: Product, weight: ir.Value) -> None:
+    """Let a product multiply with another weight, float32 [k, n]."""
     made = _replace(store.graph, product.first, product.output, "MatMul", [product.x, weight])
     if product.bias is not None:
         _replace(store.graph, product.first, made, "Add", [made, product.bias])
@@ -302,7 +312,7 @@ def _sizes(value: ir.Value) -> tuple[int, ...]:
 
 def _replace_table(store: _Store, table: ir.Value, nodes: Sequence[ir.Node]) -> None:
     """Look rows up in the quantized table; a product that shares the table gets it restored."""
-    values, scales, zero = store.table(table)
+    values, scales, zero = store.table(table, _array(table))
     rows, blocks = _sizes(scales)
     inputs: list[ir.Value | None] = [values, None, scales]
     if zero != 128:  # what uint8 has by default
@@ -321,7 +331,7 @@ def _replace_table(store: _Store, table: ir.Value, nodes: Sequence[ir.Node]) -> 
         _replace(store.graph, node, node.outputs[0], "GatherBlockQuantized", given, DOMAIN, **attributes)
         store.graph.remove(node, safe=True)
     if any(True for _ in table.uses()):
-        table.replace_all_uses_with(store.restore(table, values, scales, zero))
+        table.replace_all_uses_with(store.restore(str(table.name), _sizes(table)[1], values, scales, zero))
 
 
 def _halve(store: _Store, value: ir.Value) -> None:

@@ -42,16 +42,8 @@ from lightune.runtime.predictor import usable_cores
 from lightune.runtime.tokenization import Encoded
 
 PACED = 8  # steps after which their pace is known
-PROGRESS = (
-    "step",
-    "total",
-    "peak",
-    "since_best",
-    "since_drop",
-    "best_value",
-    "seconds",
-    "precision",
-)  # what a checkpoint keeps of the loop
+# What a checkpoint keeps of the loop.
+PROGRESS = ("step", "total", "peak", "since_best", "since_drop", "best_value", "seconds", "precision")
 LEAST_WIDTH = 256  # of the precision probe: narrower products take too little time to compare
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.5, 1  # the rate halves after more than one evaluation without improvement
 DEFAULT_RATE = 1e-4  # of a model whose last change has none, such as a merged one

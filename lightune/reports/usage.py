@@ -17,14 +17,13 @@ messages = [{{"role": "user", "content": "a question"}}]
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 made = model.generate(**inputs, max_new_tokens=256, do_sample=False)
 print(tokenizer.decode(made[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))"""
-GGUF = """from lightune.runtime.generation import GenerationOptions, Message
-from lightune.runtime.gguf import load_gguf
+WITHOUT_TORCH = """from lightune.runtime.generation import GenerationOptions, Message
+from lightune.runtime.{module} import {load}
 
-generator = load_gguf({path!r})
+generator = {load}({path!r})
 (answer,) = generator.generate([[Message("user", "a question")]], GenerationOptions(max_tokens=256))
 print(answer.text)
 generator.close()"""
-ONNX = GGUF.replace("runtime.gguf import load_gguf", "runtime.onnx_generation import load_onnx").replace("load_gguf(", "load_onnx(")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +72,16 @@ def _call_generator(record: Record, target: str, path: str) -> list[Code]:
     shell = Code("Shell", "sh", f'lightune chat {quoted}\nlightune predict {quoted} "a question"')
     kind = target.partition(":")[0]
     if kind == "onnx":
-        return [shell, Code("Python, without torch", "python", ONNX.format(path=path))]
+        return [shell, Code("Python, without torch", "python", WITHOUT_TORCH.format(module="onnx_generation", load="load_onnx", path=path))]
     if kind != "gguf":
         return [shell, Code("Python, with transformers", "python", TRANSFORMERS.format(path=path))]
     file = shlex.quote(f"{path}/model.gguf")
     llama = f"llama-cli -m {file}\nllama-server -m {file}"
-    return [shell, Code("Python, without torch", "python", GGUF.format(path=path)), Code("llama.cpp", "sh", llama)]
+    return [
+        shell,
+        Code("Python, without torch", "python", WITHOUT_TORCH.format(module="gguf", load="load_gguf", path=path)),
+        Code("llama.cpp", "sh", llama),
+    ]
 
 
 def _talk(record: Record) -> Code:

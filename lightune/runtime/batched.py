@@ -11,7 +11,7 @@ import numpy as np
 from lightune.errors import InputError
 from lightune.runtime.drafts import Draft, collect
 from lightune.runtime.generation import Generated, GenerationOptions, Piece, Prompt
-from lightune.runtime.prompting import Prompting
+from lightune.runtime.prompting import Prompted
 from lightune.runtime.sampling import seeds
 from lightune.runtime.tokenization import batches
 
@@ -26,15 +26,10 @@ class State(Protocol):
         ...
 
 
-class BatchedGenerator(ABC):
+class BatchedGenerator(Prompted, ABC):
     """A generator; see `runtime.generation.Generator` for its members. Its own kinds say how a batch is begun, read and scored."""
 
     scored_tokens = TOKENS  # most tokens of a batch whose log-probabilities are computed, once padded
-
-    def __init__(self, name: str, prompting: Prompting) -> None:
-        self.name = name
-        self.max_length = prompting.max_length
-        self.prompting = prompting
 
     @abstractmethod
     def _start(self, prompts: list[np.ndarray]) -> Any:
@@ -51,15 +46,6 @@ class BatchedGenerator(ABC):
     @abstractmethod
     def close(self) -> None:
         """Give back memory and threads."""
-
-    def count_tokens(self, prompt: Prompt) -> int:
-        return len(self.encode_prompt(prompt))
-
-    def encode(self, text: str) -> np.ndarray:
-        return self.prompting.encode(text)
-
-    def encode_prompt(self, prompt: Prompt) -> np.ndarray:
-        return self.prompting.encode_prompt(prompt)
 
     def stream(self, prompt: Prompt, options: GenerationOptions) -> Iterator[Piece]:
         return (piece for _, piece in self._run(self._drafts([prompt], options)))

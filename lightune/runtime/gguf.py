@@ -23,7 +23,7 @@ from lightune.runtime.drafts import Draft, collect
 from lightune.runtime.generation import Generated, GenerationOptions, Piece, Prompt
 from lightune.runtime.llama import BATCH, Llama
 from lightune.runtime.predictor import usable_cores
-from lightune.runtime.prompting import Prompting
+from lightune.runtime.prompting import Prompted, Prompting
 from lightune.runtime.sampling import logprobs, seeds
 from lightune.runtime.scheduling import Scheduler
 from lightune.runtime.token_table import TokenTable, make_table
@@ -34,17 +34,15 @@ SLOTS = 4
 LENGTH = 2048  # tokens of prompt and answer where nothing says how many: the memory of a slot grows with them
 
 
-class GGUFGenerator:
+class GGUFGenerator(Prompted):
     """A GGUF file that generates; made by `load_gguf`. Threads may share it: what they ask for is computed together.
 
     See `generation.Generator` for its members. base: the model that it was made from, None where the file alone was opened.
     """
 
     def __init__(self, llama: Llama, prompting: Prompting, name: str, base: str | None = None, slots: int = SLOTS) -> None:
-        self.name = name
+        super().__init__(name, prompting)
         self.base = base
-        self.max_length = prompting.max_length
-        self.prompting = prompting
         self._scheduler = Scheduler(llama, slots, BATCH)
         self._finalizer = weakref.finalize(self, _close, self._scheduler, llama)
 
@@ -52,15 +50,6 @@ class GGUFGenerator:
     def active(self) -> int:
         """How many answers and rows are being computed or wait."""
         return self._scheduler.active
-
-    def count_tokens(self, prompt: Prompt) -> int:
-        return len(self.encode_prompt(prompt))
-
-    def encode(self, text: str) -> np.ndarray:
-        return self.prompting.encode(text)
-
-    def encode_prompt(self, prompt: Prompt) -> np.ndarray:
-        return self.prompting.encode_prompt(prompt)
 
     def stream(self, prompt: Prompt, options: GenerationOptions) -> Iterator[Piece]:
         return self._pieces(self._answers([prompt], options)[0])
@@ -208,12 +197,7 @@ def load_gguf(
 def _folder(folder: Path, verify: bool) -> tuple[dict[str, Any], Path, Any]:
     tokenizer = folder / "tokenizer.json"
     manifest.check(folder, (*FILES, tokenizer.name) if tokenizer.exists() else FILES, contents=verify)
-    facts = manifest.read_json(folder / "task.json")
-    if facts.get("format") != FORMAT or facts.get("kind") != "generate":
-        raise IntegrityError(
-            f"{folder / 'task.json'} has the format {facts.get('format')!r} and the kind {facts.get('kind')!r}, expected {FORMAT} and 'generate'. "
-            "Export with this version of Lightune."
-        )
+    facts = manifest.read_task(folder, FORMAT, ("generate",))
     return facts, folder / "model.gguf", _tokenizer(tokenizer)
 
 

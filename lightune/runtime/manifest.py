@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,21 @@ def check(folder: Path, needed: Iterable[str], *, contents: bool = True) -> None
     problems += [problem for name, entry in entries.items() if (problem := _problem(folder / name, entry, contents))]
     if problems:
         raise IntegrityError(f"{folder} is not as it was exported: {'; '.join(problems)}. {CURE}")
+
+
+def read_task(folder: Path, form: int, kinds: Sequence[str]) -> dict[str, Any]:
+    """What task.json says of a model that generates.
+
+    Raises:
+        IntegrityError: it has another format, or none of these kinds.
+    """
+    facts = read_json(folder / "task.json")
+    if facts.get("format") != form or facts.get("kind") not in kinds:
+        raise IntegrityError(
+            f"{folder / 'task.json'} has the format {facts.get('format')!r} and the kind {facts.get('kind')!r}, expected {form} and "
+            f"{' or '.join(map(repr, kinds))}. Export with this version of Lightune."
+        )
+    return facts
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -19,14 +19,14 @@ from lightune.errors import InputError, IntegrityError
 from lightune.runtime import manifest
 from lightune.runtime.batched import TOKENS, BatchedGenerator
 from lightune.runtime.chat import ChatFormat
-from lightune.runtime.predictor import open_session, usable_cores
+from lightune.runtime.predictor import check_folder, open_session, usable_cores
 from lightune.runtime.prompting import Prompting
 from lightune.runtime.sampling import logprobs
 from lightune.runtime.token_table import make_table
 from lightune.runtime.tokenization import Encoder
 
 FORMAT = 1
-FILES = ("model.onnx", "tokenizer.json", "task.json")
+KINDS = ("generate", "translate")
 LOGITS = 2**24  # most logits in memory at a time: 64 MB
 UNSEEN = np.float32(np.finfo(np.float32).min)
 
@@ -184,16 +184,8 @@ def load_onnx(folder: str | Path, *, threads: int | None = None, verify: bool = 
         InputError: there is no such folder, or `threads` is no positive number.
         IntegrityError: files are missing, truncated or altered, or do not belong together.
     """
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}, expected at least 1.")
-    folder = Path(folder)
-    manifest.check(folder, FILES, contents=verify)
-    facts = manifest.read_json(folder / "task.json")
-    if facts.get("format") != FORMAT or facts.get("kind") not in ("generate", "translate"):
-        raise IntegrityError(
-            f"{folder / 'task.json'} has the format {facts.get('format')!r} and the kind {facts.get('kind')!r}, expected {FORMAT} and "
-            "'generate' or 'translate'. Export with this version of Lightune."
-        )
+    folder = check_folder(folder, threads, verify)
+    facts = manifest.read_task(folder, FORMAT, KINDS)
     prompting = _described(folder, facts)
     session = open_session(folder / "model.onnx", threads or usable_cores())
     if facts["kind"] == "generate":

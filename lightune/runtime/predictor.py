@@ -86,15 +86,20 @@ def load(folder: str | Path, threads: int | None = None, verify: bool = True) ->
         InputError: there is no such folder, or `threads` is no positive number.
         IntegrityError: files are missing, truncated or altered, or do not belong together.
     """
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}, expected at least 1.")
-    folder = Path(folder)
-    manifest.check(folder, FILES, contents=verify)
+    folder = check_folder(folder, threads, verify)
     facts = manifest.read_json(folder / "task.json")
     answers, encoder = _described(folder, facts)
     session = open_session(folder / "model.onnx", threads or usable_cores())
     _fits(folder, session, answers, encoder)
     return Predictor(session, folder, answers, encoder, facts)
+
+
+def check_folder(folder: str | Path, threads: int | None, verify: bool) -> Path:
+    """The folder of a graph, once it and the threads that were asked for are known to be in order: see `load`."""
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}, expected at least 1.")
+    manifest.check(Path(folder), FILES, contents=verify)
+    return Path(folder)
 
 
 def _described(folder: Path, facts: dict[str, Any]) -> tuple[Answers, Encoder]:

@@ -57,3 +57,21 @@ class Prompting:
                 "Shorten it, or load the model with a greater length."
             )
         return self.max_length - len(ids)
+
+
+class Prompted:
+    """What every generator does with its prompts; see `runtime.generation.Generator` for the members."""
+
+    def __init__(self, name: str, prompting: Prompting) -> None:
+        self.name = name
+        self.max_length = prompting.max_length
+        self.prompting = prompting
+
+    def count_tokens(self, prompt: Prompt) -> int:
+        return len(self.encode_prompt(prompt))
+
+    def encode(self, text: str) -> np.ndarray:
+        return self.prompting.encode(text)
+
+    def encode_prompt(self, prompt: Prompt) -> np.ndarray:
+        return self.prompting.encode_prompt(prompt)

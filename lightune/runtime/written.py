@@ -8,8 +8,6 @@ from typing import Any
 from lightune.runtime import manifest
 from lightune.runtime.generation import Generator
 
-KINDS = ("generate", "translate")
-
 
 def load_written(path: Path, *, threads: int | None = None, **options: Any) -> Generator | None:
     """The generator of an exported folder or of a .gguf file; None where it is another task's, or transformers' to load.
@@ -23,8 +21,8 @@ def load_written(path: Path, *, threads: int | None = None, **options: Any) -> G
         from lightune.runtime.gguf import load_gguf
 
         return load_gguf(path, threads=threads, **options)
-    if (path / "model.onnx").is_file() and (path / "task.json").is_file() and manifest.read_json(path / "task.json").get("kind") in KINDS:
-        from lightune.runtime.onnx_generation import load_onnx
+    if (path / "model.onnx").is_file() and (path / "task.json").is_file():
+        from lightune.runtime.onnx_generation import KINDS, load_onnx
 
-        return load_onnx(path, threads=threads)
+        return load_onnx(path, threads=threads) if manifest.read_json(path / "task.json").get("kind") in KINDS else None
     return None

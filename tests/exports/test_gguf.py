@@ -329,7 +329,7 @@ def test_types_are_those_of_llama_cpp() -> None:
 @pytest.mark.parametrize(
     ("spec", "told"),
     [
-        ("gguf:type=q4", "type is 'q4', expected one of"), ("gguf:bits=4", "unknown option 'bits'"), ("onnx", "models that classify or score"),
+        ("gguf:type=q4", "type is 'q4', expected one of"), ("gguf:bits=4", "unknown option 'bits'"), ("onnx-int8", "models that classify or score"),
         ("ggf", "Did you mean 'gguf'"),
     ],
 )  # fmt: skip

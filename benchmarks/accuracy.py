@@ -9,11 +9,11 @@ that is training_speed.py.
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 from pathlib import Path
+
+from machine import describe_machine
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", required=True), parser.add_argument("--models", required=True), parser.add_argument("--work", required=True)
@@ -77,10 +77,9 @@ for name, (task, train, test, epochs, ours, theirs) in SETS.items():
         "lightune": {method: shorten(facts) for method, facts in rows.items() if facts},
         "peer": {key: line[key] for key in ("peer", "scores")} if line else None,
     }
-cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
 result = {
     "command": "python benchmarks/accuracy.py",
-    "machine": {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform()},
+    "machine": describe_machine(),
     "sets": found,
 }
 Path(args.out).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")

@@ -8,12 +8,11 @@ Writes benchmarks/results/caching.json: seconds with and without, how far losses
 
 import argparse
 import json
-import os
-import platform
 import time
 from pathlib import Path
 
 import torch
+from machine import describe_machine
 
 from lightune import models, sources
 from lightune.caching import keep_frozen
@@ -56,9 +55,8 @@ for spec in args.methods:
         "largest_difference_of_losses": max(abs(one - other) for one, other in zip(losses, kept_losses, strict=True)),
         "accuracy_without": scores[-1], "accuracy": kept_scores[-1],
     }  # fmt: skip
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
     result = {
         "command": "python benchmarks/caching.py", "base": "minilm", "rows": len(train), "dev_rows": len(dev), "epochs": args.epochs,
-        "machine": {"cpu": cpu, "cores": os.cpu_count(), "threads": 1, "platform": platform.platform()}, "methods": found,
+        "machine": describe_machine(threads=1), "methods": found,
     }  # fmt: skip
     Path(args.out).write_text(json.dumps(result, indent=1) + "\n")

@@ -2,7 +2,8 @@
 
 Usage: python benchmarks/few_labels.py --data DIR --models DIR --work DIR [--only NAME ...] [--draws N] [--most-steps N] [--test-rows N] [--collect]
 DIR/NAME/{train,test,validation}.jsonl as in SETS below; models is a folder with minilm/ as transformers loads it.
-Every finished draw is kept in WORK as one JSON file and not repeated; --collect runs nothing and only gathers what is there.
+Every finished draw is kept in WORK as one JSON file and not repeated; --collect runs nothing and only gathers what is there. Sets without a draw
+there stay as they are in the results.
 Writes benchmarks/results/few_labels.json: seconds of training (loading and scoring not counted) and test accuracy of every draw, and their means;
 and the table of docs/training.md from it.
 
@@ -16,15 +17,16 @@ from 1 or 0; then scikit-learn's LogisticRegression as it is. On banking77 that 
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+from machine import describe_machine
 from pages import fill
+
+from lightune.runtime.predictor import usable_cores
 
 SETS = {
     "trec": ("test", 5, None),
@@ -93,7 +95,7 @@ def train_setfit(few, test, seed, most):
     folder = Path(args.models) / "minilm"
     tokenizer, body = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
     draw = np.random.default_rng(seed)
-    torch.manual_seed(seed), torch.set_num_threads(os.cpu_count() or 1)  # as ours does
+    torch.manual_seed(seed), torch.set_num_threads(usable_cores())  # as ours does
 
     def embed(texts):
         batch = tokenizer(list(texts), padding=True, truncation=True, max_length=LENGTH, return_tensors="pt")
@@ -142,20 +144,8 @@ def run(side, name, seed):
     """One draw of one side, from WORK where it was run before; None where there is none to collect."""
     kept = Path(args.work) / f"few-{name}-{seed}-{side}.json"
     if not kept.exists() and not args.collect:
-        command = [
-            sys.executable,
-            __file__,
-            "--data",
-            args.data,
-            "--models",
-            args.models,
-            "--work",
-            args.work,
-            "--one",
-            side,
-            name,
-            str(seed),
-        ]
+        places = ["--data", args.data, "--models", args.models, "--work", args.work]
+        command = [sys.executable, __file__, *places, "--one", side, name, str(seed)]
         for flag, value in (("--most-steps", args.most_steps), ("--test-rows", args.test_rows)):
             command += [flag, str(value)] if value else []
         line = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip().splitlines()[-1]
@@ -173,7 +163,9 @@ def fill_page(sets):
 
 
 Path(args.work).mkdir(parents=True, exist_ok=True)
-found = {}
+out = Path(args.out)
+known = json.loads(out.read_text()) if out.exists() else {"sets": {}, "machines": {}}
+found, machines = known["sets"], known["machines"]
 for name, (_, draws, _) in SETS.items():
     if args.only and name not in args.only:
         continue
@@ -183,15 +175,17 @@ for name, (_, draws, _) in SETS.items():
             side = SIDES[(place + seed) % len(SIDES)]
             if facts := run(side, name, seed):
                 rows[side].append({"draw": seed, **facts})
+    if not any(rows.values()):
+        continue
     found[name] = {
         side: {"mean_accuracy": float(np.mean([item["accuracy"] for item in items])), "deviation": float(np.std([item["accuracy"] for item in items])),
                "mean_seconds": float(np.mean([item["seconds"] for item in items])), "draws": items}
         for side, items in rows.items() if items
     }  # fmt: skip
-cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    machines[name] = describe_machine()
 result = {
     "command": "python benchmarks/few_labels.py", "examples_a_label": PER_LABEL, "partners": TIMES, "most_steps": args.most_steps, "test_rows": args.test_rows,
-    "machine": {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform()}, "sets": found,
+    "machines": machines, "sets": {name: found[name] for name in SETS if name in found},
 }  # fmt: skip
-Path(args.out).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-fill_page(found)
+out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+fill_page(result["sets"])

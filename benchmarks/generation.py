@@ -19,7 +19,6 @@ import dataclasses
 import json
 import math
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import describe_machine
 from pages import fill
 
 from lightune import exports, language, models, sources
@@ -270,13 +270,12 @@ def fill_page(sets: dict[str, Any]) -> None:
 
 def collect() -> None:
     """Write the result of the pieces that are there, and the page."""
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
     options = ("steps", "batch", "rate", "rank", "alpha", "length", "held", "precision", "threads", "seed")
     result = {
         "command": "python benchmarks/generation.py --data DIR --peer-python PYTHON "
         + " ".join(f"--{name} {getattr(args, name)}" for name in options),
         "model": MODEL,
-        "machine": {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform()},
+        "machine": describe_machine(),
         "sets": {name: collect_set(name) for name in args.only if (args.work / name / "before.json").exists()},
         "memory": collect_memory() if (args.work / "memory" / "trl.json").exists() else None,
     }

@@ -10,13 +10,12 @@ point of the best, since runs as short as these flatter high rates.
 
 import argparse
 import json
-import os
-import platform
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from machine import describe_machine
 
 from lightune import models, sources
 from lightune.caching import keep_frozen
@@ -105,10 +104,9 @@ def summarize(trials):
 
 
 def write(trials):
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
     result = {
         "command": "python benchmarks/method_rates.py", "base": "minilm", "rows": args.rows, "dev_rows": DEV, "epochs": args.epochs,
-        "machine": {"cpu": cpu, "cores": os.cpu_count(), "threads": 1, "platform": platform.platform()},
+        "machine": describe_machine(threads=1),
         "methods": summarize(trials), "trials": trials,
     }  # fmt: skip
     passing = Path(args.out).with_suffix(".writing")

@@ -12,8 +12,6 @@ docs/which-method.md from it.
 
 import argparse
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
@@ -21,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from machine import describe_machine
 from pages import fill
 
 ALL = ("lora", "houlsby", "pfeiffer", "parallel", "ia3", "bitfit", "norms", "prefix", "reft", "prompt", "ptuning", "head", "freeze")
@@ -132,8 +131,7 @@ sets = {}
 for (name, method, seed), record in zip(wanted, records, strict=True):
     if record:
         sets.setdefault(name, {}).setdefault(str(seed), {})[method] = shorten(record)
-cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
-here = {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform()}
+here = describe_machine()
 result = {
     "command": "python benchmarks/methods.py",
     "machine": {"device": args.machine} if args.machine else here,

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from machine import describe_machine
 
 HERE = Path(__file__).parent
 UNSHRUNK = ("gguf:type=q8_0", "gguf:type=q4_0")
@@ -68,18 +68,7 @@ def fit() -> None:
     columns = ["--task", "generate", "--prompt", "nl", "--completion", "bash"]
     parts = ["--dev", str(data / "validation.jsonl"), "--test", str(held)]
     how = ["--limit", str(args.rows), "--epochs", args.epochs, "--max-length", "256", "--too-long", "drop", "--evaluate-every", "100000"]
-    scored = [
-        "--score-rows",
-        str(args.questions),
-        "--max-tokens",
-        "96",
-        "--metrics",
-        *METRICS,
-        "--threads",
-        args.threads,
-        "--to",
-        *UNSHRUNK,
-    ]
+    scored = ["--score-rows", str(args.questions), "--max-tokens", "96", "--metrics", *METRICS, "--threads", args.threads, "--to", *UNSHRUNK]
     code = lightune("fit", str(data / "train.jsonl"), *columns, *parts, *how, *scored, "--out", str(RUN), "--overwrite", "--json")
     if not (RUN / "run.json").exists():
         raise SystemExit(f"lightune fit ended with {code}: see {args.work / 'log.txt'}")
@@ -145,12 +134,8 @@ def gather() -> dict[str, Any]:
     record, points = json.loads((RUN / "run.json").read_text()), read_points()
     whole = {entry["target"]: entry for entry in record["artifacts"] if not entry["path"].endswith("/small")}
     folders = {target: RUN / entry["path"] for target, entry in whole.items()}
-    names = {
-        point[
-            "id"
-        ]: f"{next(name for name, (steps, _) in STUDENTS.items() if steps == point['steps'])}, {point['target'].partition('=')[2]}"
-        for point in points
-    }
+    students = {tuple(steps): name for name, (steps, _) in STUDENTS.items()}
+    names = {point["id"]: f"{students[tuple(point['steps'])]}, {point['target'].partition('=')[2]}" for point in points}
     folders |= {names[point["id"]]: RUN / point["artifact"] for point in points}
     speed = keep(args.work / f"timed-{len(folders)}.json", lambda: time_together(folders))
     found = [
@@ -172,10 +157,9 @@ def gather() -> dict[str, Any]:
         item["holds"] = (
             item["bytes"] <= GOAL["bytes"] and item["faster"]["generation"] >= GOAL["faster"] and item["kept"]["value"] >= GOAL["kept"]
         )
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
     return {
         "command": f"python benchmarks/shrink_language.py --data DIR --rows {args.rows} --epochs {args.epochs} --passes {args.passes} --questions {args.questions}",
-        "machine": {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform()}, "goal": GOAL, "students": " ".join(LONG),
+        "machine": describe_machine(), "goal": GOAL, "students": " ".join(LONG),
         "fit": {key: record[key] for key in ("method", "examples", "seconds", "tokens_per_second", "epochs", "steps", "loss_before", "scores")},
         "files": found,
     }  # fmt: skip

@@ -8,19 +8,19 @@ the layers that learns from the labels alone, and magnitude pruning; all are sco
 Where a peer lies beyond the front, the same run is searched once more for that peer's size and time, else where no point keeps 99 % for half the
 factor (--once leaves that out); its points stand beside the others, as does the whole model in int8. At the end of each search the fine-tuned
 model, the front and the peers are timed in turns; the factors, and who dominates whom, come from these times.
-Writes benchmarks/results/shrink_to_budget.json, and with --pages the tables of docs/shrinking.md and of both READMEs from it.
+Writes benchmarks/results/shrink_to_budget.json, where sets that were not run stay as they are, each with its machine; with --pages also the tables
+of docs/shrinking.md and of both READMEs from it.
 """
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import statistics
 import subprocess
 import sys
 from pathlib import Path
 
+from machine import describe_machine
 from pages import fill
 
 parser = argparse.ArgumentParser()
@@ -229,7 +229,8 @@ def fill_pages(sets):
         fill(page, mark, replace_rows)
 
 
-found = {}
+out = Path(args.out)
+known = json.loads(out.read_text())["sets"] if out.exists() else {}
 for name, (train, test, flags, _) in SETS.items():
     if (args.only and name not in args.only) or (args.collect and not (Path(args.work) / name / "front.json").exists()):
         continue
@@ -246,7 +247,8 @@ for name, (train, test, flags, _) in SETS.items():
         wanted = {"mb": min(peer["bytes"] for peer in beyond) / 1e6, "ms": min(peer["milliseconds"] for peer in beyond)} if beyond else half
         second = search(name, wanted)
         searches += [gather(second, peers)] if (second / "front.json").exists() else []
-    found[name] = {
+    known[name] = {
+        "machine": describe_machine(),
         "fit": " ".join(["lightune fit", train, "--test", test, *flags]), "searches": searches,
         "best": {f"{keep:.0%}": best_at(searches, keep) for keep in KEEPS},
         "peers": {
@@ -254,13 +256,9 @@ for name, (train, test, flags, _) in SETS.items():
                    "dominated_by": find_above(searches, peer, point)} for peer, point in peers.items()
         },
     }  # fmt: skip
-    print(name, json.dumps(found[name]["best"]), file=sys.stderr)
-cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
-result = {
-    "command": "python benchmarks/shrink_to_budget.py",
-    "machine": {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform()},
-    "sets": found,
-}
-Path(args.out).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    print(name, json.dumps(known[name]["best"]), file=sys.stderr)
+sets = {name: known[name] for name in SETS if name in known}
+result = {"command": "python benchmarks/shrink_to_budget.py", "sets": sets}
+out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 if args.pages:
-    fill_pages(found)
+    fill_pages(sets)

@@ -9,13 +9,13 @@ Writes benchmarks/results/training_speed.json with every run, the medians, and t
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from machine import describe_machine
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--peer", required=True), parser.add_argument("--model", required=True), parser.add_argument("--data", required=True)
@@ -83,11 +83,10 @@ for name in args.sets:
     medians = {side: {key: statistics.median(run[key] for run in each) for key in each[0]} for side, each in runs.items()}
     found[name] = {"runs": runs, "median": medians, "ratio": {"median": statistics.median(ratios), "low": min(ratios), "high": max(ratios)}}
     print(name, found[name]["median"], found[name]["ratio"], flush=True)
-cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
 result = {
     "command": "python benchmarks/training_speed.py "
     + " ".join(f"--{key} {value}" for key, value in vars(args).items() if key in ("epochs", "rate", "rounds", "precision")),
-    "machine": {"cpu": cpu, "cores": os.cpu_count(), "platform": platform.platform()},
+    "machine": describe_machine(),
     "sets": found,
 }
 Path(args.out).write_text(json.dumps(result, indent=1) + "\n")

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lightune.errors import InputError
-from lightune.exports.quantization import Product, find_products
+from lightune.exports.editing import Product, find_products
 from lightune.exports.smoothing import capture_inputs, round_between
 from lightune.precision import Precision
 from lightune.runtime.tokenization import Encoder

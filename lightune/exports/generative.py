@@ -21,6 +21,7 @@ FORMAT = 1
 TYPES = {  # of a GGUF file, with the largest change of the perplexity
     "f32": 0.005, "f16": 0.005, "q8_0": 0.005, "q6_k": 0.02, "q5_k_m": 0.02, "q4_k_m": 0.05, "q4_k_s": 0.05, "q4_0": 0.15,
 }  # fmt: skip
+BITS = {32: 0.005, 8: 0.01, 4: 0.15}  # of a graph's matrices, likewise
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,8 @@ class Storage:
 class Graph:
     """How an ONNX graph holds its weights."""
 
-    bits: int = option(8, "of weight matrices and embedding tables, in the file", choices=(32, 8))
-    activations: int = option(
-        32,
-        "bits of what a matrix of 8 bits is multiplied with: 32, or 8 as they come, which is faster and farther from the model",
-        choices=(32, 8),
+    bits: int = option(
+        8, "of weight matrices, in the file and as they are multiplied; tables and logits have 8 where these have 4", choices=tuple(BITS)
     )
 
     def __post_init__(self) -> None:
@@ -87,7 +85,7 @@ class Graph:
     @property
     def tolerance(self) -> Closeness:
         """How far the graph may be from the model: with all bits it computes the same."""
-        return Closeness(perplexity=0.005, agree=0.99) if self.bits == 32 else Closeness(perplexity=0.05)
+        return Closeness(perplexity=BITS[self.bits], agree=0.99 if self.bits == 32 else None)
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ GENERATIVE: dict[str, GenerativeExport] = {
     ),
     "onnx": GenerativeExport(
         "lightune.exports.onnx_generation",
-        "ONNX that remembers keys and values, 8 bits or as in onnx:bits=32 or onnx:activations=8",
+        "ONNX that remembers keys and values, 8 bits or as in onnx:bits=32 or onnx:bits=4",
         "train",
         Graph(),
         ("generate", "translate"),

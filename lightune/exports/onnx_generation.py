@@ -18,17 +18,17 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from lightune import __version__
 from lightune.errors import InputError
+from lightune.exports.block_quantization import quantize_blocks
 from lightune.exports.generative import Graph, describe
 from lightune.exports.onnx import capture_call, save, tidy
-from lightune.exports.quantization import quantize
 from lightune.exports.staging import staged
 from lightune.generation import name_cache, remembers
 from lightune.networks import LanguageNetwork, TranslationNetwork
-from lightune.precision import Precision
 from lightune.runtime import manifest
 from lightune.runtime.chat import ChatFormat
 from lightune.runtime.tokenization import Encoder
 
+LABELS = {32: "fp32", 8: "int8", 4: "int4"}
 Example = dict[str, Tensor | Sequence[Tensor]]
 ROWS, READ, NEW, SOURCE = 2, 5, 3, 7  # sizes of what is traced; none of them stays in the graph
 
@@ -55,14 +55,13 @@ def write(
     _check(network, encoder)
     translates = isinstance(network, TranslationNetwork)
     graphs = {"encoder": _trace_encoder(network), "model": _trace_writer(network)} if translates else {"model": _trace_decoder(network)}
-    precision = Precision(weights=options.bits, tables=options.bits, activations=options.activations)
     facts = {"start": network.start, "end": network.end} if isinstance(network, TranslationNetwork) else {}
     with staged(folder) as draft:
         for file, graph in graphs.items():
-            save(quantize(graph, precision, logits=True, blocks=True) if precision.quantizes else graph, draft / f"{file}.onnx")
+            save(graph if options.bits == 32 else quantize_blocks(graph, options.bits), draft / f"{file}.onnx")
         encoder.save(draft / "tokenizer.json")
         kind = "translate" if translates else "generate"
-        task = describe(encoder, chat, base=base, name=name, quantization=precision.label, kind=kind, **facts)
+        task = describe(encoder, chat, base=base, name=name, quantization=LABELS[options.bits], kind=kind, **facts)
         (draft / "task.json").write_text(json.dumps(task, ensure_ascii=False, indent=1), encoding="utf-8")
         manifest.write(draft, __version__)
     return Path(folder)

@@ -2,14 +2,12 @@
 
 The file holds values, scales and, with 4 bits, factors of the grids in `lightune.grids`. What has 4 bits is unpacked by nodes whose inputs are
 constant: onnxruntime computes them once, when it opens the file, so that a matrix of 4 bits runs as one of 8 and takes its memory.
-What is small stays in fp32, and so does the layer that makes the logits unless they are those of a vocabulary.
+What is small stays in fp32, and so does the layer that makes the logits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -17,56 +15,15 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from lightune.errors import unknown
+from lightune.exports.editing import Constants, Product, find_products, find_tables, read, replace, sizes
 from lightune.grids import FACTOR_BLOCK, TABLE_BLOCK, Grid, find_step, fit_grid
 from lightune.precision import INT8, Precision
 
-__all__ = ["GRID", "Precision", "Product", "find_products", "find_tables", "quantize"]
-
 DOMAIN = "com.microsoft"
 OPSET = 21  # the first with casts from int4
-LEAST = 4096  # fewer values than this are not worth an operator of their own
-MATRIX = {"Gather": 0, "Unsqueeze": 0, "MatMul": 1, "Gemm": 1}  # the input that holds the matrix
-PASSING = ("Add", "Cast", "Gather", "GatherElements", "GatherND", "Identity", "Reshape", "Slice", "Squeeze")
 GRID = "grid"  # under this key a value's meta holds the Grid that its weights were rounded to before the export, if they were
 FLOAT = {"to": ir.DataType.FLOAT}
 LOWEST = 56  # the least product of an int4 value and an int4 factor is -8 · 7
-
-
-@dataclass(frozen=True)
-class Product:
-    """A product of a graph with a large constant matrix.
-
-    first, last: its nodes; the last one adds the bias where there is one.
-    weight: the initializer, [n, k] where `transposed`, else [k, n]. bias: a constant [n] or None.
-    """
-
-    first: ir.Node
-    last: ir.Node
-    weight: ir.Value
-    transposed: bool
-    bias: ir.Value | None
-
-    @property
-    def name(self) -> str:
-        """The name of the weight."""
-        return str(self.weight.name)
-
-    @property
-    def x(self) -> ir.Value:
-        """What comes in, [..., k]; another value once what made it was replaced."""
-        value = self.first.inputs[0]
-        assert value is not None
-        return value
-
-    @property
-    def output(self) -> ir.Value:
-        """What comes out, [..., n]."""
-        return self.last.outputs[0]
-
-    @property
-    def rows(self) -> np.ndarray:
-        """The weight as float32 [n, k], a row for each output."""
-        return _array(self.weight) if self.transposed else _array(self.weight).T
 
 
 def quantize(
@@ -74,28 +31,23 @@ def quantize(
     precision: Precision = INT8,
     smoothing: Mapping[str, np.ndarray] | None = None,
     ranges: Mapping[str, tuple[float, float]] | None = None,
-    *,
-    logits: bool = False,
-    blocks: bool = False,
 ) -> ir.Model:
     """A copy of an fp32 model whose large constant matrices and embedding tables have fewer bits; it runs in onnxruntime.
 
     smoothing: for products of these weights, float32 [k] by which what comes in is divided and the weight multiplied (`find_smoothing`).
     ranges: for products by the name of what comes out, the range of what comes in (`find_ranges`); the others look at every text.
-    logits: the matrix that makes the logits too; it is the largest of a model with a word for each.
-    blocks: matrices that are multiplied as floats have a scale for each block of a row, as tables have, and not one for the row.
 
     Raises:
         InputError: `precision` names something that is neither a large matrix nor a table.
     """
     model = model.clone()
     graph = model.graph
-    tables, products = find_tables(graph), find_products(graph, logits=logits)
+    tables, products = find_tables(graph), find_products(graph)
     _check_names(precision, [*tables, *(product.name for product in products)])
     store = _Store(graph, precision, smoothing or {}, ranges or {})
     wanted = [product for product in products if product.name not in tables and precision.bits(product.name) < 32]
     for product in _fuse_attention(store, wanted) if precision.activations == 8 else wanted:
-        _replace_product(store, product, blocks)
+        _replace_product(store, product)
     for name, nodes in tables.items():
         if precision.bits(name, table=True) < 32:
             _replace_table(store, graph.initializers[name], nodes)
@@ -109,62 +61,16 @@ def quantize(
     return model
 
 
-def find_products(graph: ir.Graph, *, logits: bool = False) -> list[Product]:
-    """Every product that can be quantized, in the graph's order; those that make the logits only where they are wanted."""
-    last, found = set() if logits else _last_products(graph), []
-    for node in graph:
-        weight = _matrix(node)
-        if weight is not None and node.op_type in ("MatMul", "Gemm") and node not in last:
-            transposed = weight is not node.inputs[1] or node.attributes.get_int("transB", 0) == 1
-            end, bias = _bias(node, weight.shape[0 if transposed else 1])  # type: ignore[index]
-            found.append(Product(node, end, weight, transposed, bias))
-    return found
-
-
-def find_tables(graph: ir.Graph) -> dict[str, list[ir.Node]]:
-    """Every embedding table that can be quantized, by the name of its weight: the nodes that look rows up, none where its beginning is cut."""
-    found: dict[str, list[ir.Node]] = {}
-    for node in graph:
-        table = _matrix(node)
-        if table is not None and node.op_type in ("Gather", "Unsqueeze"):
-            found.setdefault(str(table.name), []).extend([node] * (node.op_type == "Gather"))
-    return found
-
-
-class _Store:
-    """What a quantized graph needs beside its nodes: constants, and nodes between constants, which onnxruntime computes when it loads them.
-
-    Everything goes by its name, so that what is used twice is there once.
-    """
+class _Store(Constants):
+    """Constants on the grids of a precision."""
 
     def __init__(
         self, graph: ir.Graph, precision: Precision, smoothing: Mapping[str, np.ndarray], ranges: Mapping[str, tuple[float, float]]
     ) -> None:
-        self.graph = graph
+        super().__init__(graph)
         self.precision = precision
         self.smoothing = smoothing
         self.ranges = ranges
-        self.folded: dict[str, ir.Value] = {}
-
-    def constant(self, name: str, array: np.ndarray) -> ir.Value:
-        """An initializer."""
-        if name not in self.graph.initializers:
-            tensor = ir.tensor(np.ascontiguousarray(array), name=name)
-            value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-            self.graph.register_initializer(value)
-        return self.graph.initializers[name]
-
-    def fold(self, operator: str, *inputs: ir.Value, name: str, **attributes: Any) -> ir.Value:
-        """What an operator makes of constants."""
-        if name not in self.folded:
-            self.folded[name] = ir.node(operator, inputs, attributes, outputs=[ir.Value(name=name)], name=name).outputs[0]
-        return self.folded[name]
-
-    def insert(self) -> None:
-        """Put the nodes between constants before all others."""
-        nodes = [node for value in self.folded.values() if (node := value.producer()) is not None]
-        if nodes:
-            self.graph.insert_before(self.graph[0], nodes)
 
     def columns(self, products: Sequence[Product]) -> tuple[ir.Value, ir.Value]:
         """The weights of products beside one another: int8 [k, n] and float32 scales [n]."""
@@ -221,21 +127,16 @@ class _Store:
         return self.constant(f"blocks_of_{block}_in_{width}", np.arange(width, dtype=np.int32) // block)
 
 
-def _replace_product(store: _Store, product: Product, blocks: bool) -> None:
-    if blocks and store.precision.activations == 32:
-        rows = product.rows
-        whole = store.restore(product.name, rows.shape[1], *store.table(product.weight, rows))
-        _multiply(store, product, store.fold("Transpose", whole, name=f"{product.name}_turned", perm=[1, 0]))
-        return
+def _replace_product(store: _Store, product: Product) -> None:
     values, scales = store.columns([product])
     if store.precision.activations == 8 and product.output.name in store.ranges:
         x, scale, zero = _quantized(store, product)
         inputs = [x, values, scale, scales, zero, None, product.bias]
-        _replace(store.graph, product.first, product.output, "MatMulIntegerToFloat", inputs, DOMAIN)
+        replace(store.graph, product.first, product.output, "MatMulIntegerToFloat", inputs, DOMAIN)
         return
     if store.precision.activations == 8:
         inputs = [_smoothed(store, product), values, scales, None, product.bias]
-        _replace(store.graph, product.first, product.output, "DynamicQuantizeMatMul", inputs, DOMAIN)
+        replace(store.graph, product.first, product.output, "DynamicQuantizeMatMul", inputs, DOMAIN)
         return
     whole = store.fold("Cast", values, name=f"{product.name}_float", **FLOAT)
     _multiply(store, product, store.fold("Mul", whole, scales, name=f"{product.name}_restored"))
@@ -243,9 +144,9 @@ def _replace_product(store: _Store, product: Product, blocks: bool) -> None:
 
 def _multiply(store: _Store, product: Product, weight: ir.Value) -> None:
     """Let a product multiply with another weight, float32 [k, n]."""
-    made = _replace(store.graph, product.first, product.output, "MatMul", [product.x, weight])
+    made = replace(store.graph, product.first, product.output, "MatMul", [product.x, weight])
     if product.bias is not None:
-        _replace(store.graph, product.first, made, "Add", [made, product.bias])
+        replace(store.graph, product.first, made, "Add", [made, product.bias])
 
 
 def _fuse_attention(store: _Store, products: Sequence[Product]) -> list[Product]:
@@ -271,12 +172,12 @@ def _is_self_attention(node: ir.Node, parts: Sequence[Product]) -> bool:
 
 def _replace_attention(store: _Store, node: ir.Node, parts: Sequence[Product]) -> None:
     values, scales = store.columns(parts)
-    biases = [np.zeros(len(part.rows), np.float32) if part.bias is None else _array(part.bias) for part in parts]
+    biases = [np.zeros(len(part.rows), np.float32) if part.bias is None else read(part.bias) for part in parts]
     bias = store.constant(f"{scales.name}_bias", np.concatenate(biases))
     mask = node.inputs[4] if len(node.inputs) > 4 else None
     x, scale, zero = _quantized(store, parts[0])
     inputs = [x, values, bias, scale, scales, mask, zero]
-    _replace(store.graph, node, node.outputs[0], "QAttention", inputs, DOMAIN, num_heads=node.attributes.get_int("num_heads", 1))
+    replace(store.graph, node, node.outputs[0], "QAttention", inputs, DOMAIN, num_heads=node.attributes.get_int("num_heads", 1))
 
 
 def _smoothed(store: _Store, product: Product) -> ir.Value:
@@ -305,15 +206,10 @@ def _quantized(store: _Store, product: Product) -> tuple[ir.Value, ir.Value, ir.
     return made, *constants
 
 
-def _sizes(value: ir.Value) -> tuple[int, ...]:
-    """The shape of a constant."""
-    return tuple(int(str(size)) for size in value.shape or ())
-
-
 def _replace_table(store: _Store, table: ir.Value, nodes: Sequence[ir.Node]) -> None:
     """Look rows up in the quantized table; a product that shares the table gets it restored."""
-    values, scales, zero = store.table(table, _array(table))
-    rows, blocks = _sizes(scales)
+    values, scales, zero = store.table(table, read(table))
+    rows, blocks = sizes(scales)
     inputs: list[ir.Value | None] = [values, None, scales]
     if zero != 128:  # what uint8 has by default
         count = store.constant(f"{table.name}_count", np.array([rows, blocks]))
@@ -322,21 +218,21 @@ def _replace_table(store: _Store, table: ir.Value, nodes: Sequence[ir.Node]) -> 
         )
     attributes = {
         "bits": 8,
-        "block_size": TABLE_BLOCK if blocks != 1 else _power_above(_sizes(table)[1]),
+        "block_size": TABLE_BLOCK if blocks != 1 else _power_above(sizes(table)[1]),
         "gather_axis": 0,
         "quantize_axis": 1,
     }
     for node in nodes:
         given = [node.inputs[1] if value is None else value for value in inputs]
-        _replace(store.graph, node, node.outputs[0], "GatherBlockQuantized", given, DOMAIN, **attributes)
+        replace(store.graph, node, node.outputs[0], "GatherBlockQuantized", given, DOMAIN, **attributes)
         store.graph.remove(node, safe=True)
     if any(True for _ in table.uses()):
-        table.replace_all_uses_with(store.restore(str(table.name), _sizes(table)[1], values, scales, zero))
+        table.replace_all_uses_with(store.restore(str(table.name), sizes(table)[1], values, scales, zero))
 
 
 def _halve(store: _Store, value: ir.Value) -> None:
     """Keep a matrix in 16 bits in the file, if they hold its values; it is cast when the file is opened."""
-    array = _array(value)
+    array = read(value)
     with np.errstate(over="ignore"):
         half = array.astype(np.float16)
     if np.isfinite(half).all():
@@ -346,77 +242,10 @@ def _halve(store: _Store, value: ir.Value) -> None:
             node.replace_input_with(place, whole)
 
 
-def _replace(
-    graph: ir.Graph,
-    before: ir.Node,
-    output: ir.Value,
-    operator: str,
-    inputs: Sequence[ir.Value | None],
-    domain: str = "",
-    **attributes: Any,
-) -> ir.Value:
-    """Give the uses of `output` to a new node's; what they no longer need is swept away at the end."""
-    made = ir.Value(name=f"{output.name}_{operator}", shape=output.shape, type=output.type)
-    given = [*inputs]
-    while given[-1] is None:
-        given.pop()
-    if output.is_graph_output():  # whoever runs the graph asks for it by its name
-        made.name, output.name = output.name, made.name
-    output.replace_all_uses_with(made, replace_graph_outputs=True)  # before the new node, which may itself read `output`
-    graph.insert_before(before, ir.node(operator, given, attributes, domain=domain, outputs=[made], name=made.name))
-    return made
-
-
 def _check_names(precision: Precision, names: Sequence[str]) -> None:
     for end in (*precision.keep, *precision.eight):
         if not any(Precision(keep=(end,)).keeps(name) for name in names):
             raise unknown("matrix", end, sorted(set(names)))
-
-
-def _bias(node: ir.Node, width: object) -> tuple[ir.Node, ir.Value | None]:
-    """The last node of a product, and its bias: Gemm's own, or a constant vector that is added to a MatMul which nothing else uses."""
-    if node.op_type == "Gemm":
-        return node, node.inputs[2] if len(node.inputs) > 2 else None
-    uses = tuple(node.outputs[0].uses())
-    if len(uses) == 1 and uses[0].node.op_type == "Add" and not node.outputs[0].is_graph_output():
-        bias = uses[0].node.inputs[1 - uses[0].idx]
-        if bias is not None and bias.is_initializer() and bias.shape is not None and tuple(bias.shape) == (width,):
-            return uses[0].node, bias
-    return node, None
-
-
-def _last_products(graph: ir.Graph) -> set[ir.Node]:
-    """The products that make the logits: what stands between them and the output only adds a bias or picks rows."""
-    found: set[ir.Node] = set()
-    values: list[ir.Value | None] = [*graph.outputs]
-    while values:
-        value = values.pop()
-        node = value.producer() if value is not None else None
-        if node is not None and node.op_type in ("MatMul", "Gemm"):
-            found.add(node)
-        elif node is not None and node.op_type in PASSING:
-            values.extend(node.inputs)
-    return found
-
-
-def _matrix(node: ir.Node) -> ir.Value | None:
-    """The constant fp32 matrix of a node that can be quantized, if the node has one and it is large enough to be worth it."""
-    if node.op_type not in MATRIX or any(node.attributes.get_float(name, 1.0) != 1.0 for name in ("alpha", "beta")):
-        return None
-    if node.attributes.get_int("axis", 0) or node.attributes.get_int("transA", 0):
-        return None
-    value = node.inputs[MATRIX[node.op_type]]
-    turned = value.producer() if value is not None and node.op_type == "MatMul" else None
-    if turned is not None and turned.op_type == "Transpose":  # so the exporter leaves a weight that several layers share
-        value = turned.inputs[0]
-    constant = value.const_value if value is not None and value.is_initializer() else None
-    fits = constant is not None and constant.dtype == ir.DataType.FLOAT and len(constant.shape) == 2 and constant.size >= LEAST
-    return value if fits else None
-
-
-def _array(value: ir.Value) -> np.ndarray:
-    assert value.const_value is not None  # it is an initializer
-    return value.const_value.numpy()
 
 
 def _power_above(width: int) -> int:

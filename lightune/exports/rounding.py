@@ -14,7 +14,8 @@ import numpy as np
 import onnx_ir as ir
 
 from lightune.errors import InputError
-from lightune.exports.quantization import GRID, Product, find_products
+from lightune.exports.editing import Product, find_products
+from lightune.exports.quantization import GRID
 from lightune.exports.smoothing import capture_inputs
 from lightune.grids import Grid, fit_grid, fit_half_quadratic
 from lightune.precision import Precision

@@ -12,8 +12,9 @@ import numpy as np
 import onnx_ir as ir
 
 from lightune.errors import InputError
+from lightune.exports.editing import find_products, find_tables
 from lightune.exports.parity import equal_answers
-from lightune.exports.quantization import find_products, find_tables, quantize
+from lightune.exports.quantization import quantize
 from lightune.precision import Precision
 from lightune.runtime.answers import Answers
 from lightune.runtime.predictor import open_session

@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import onnx_ir as ir
 
-from lightune.exports.quantization import GRID, Product, find_products
+from lightune.exports.editing import Product, find_products
+from lightune.exports.quantization import GRID
 from lightune.grids import find_step, fit_grid
 from lightune.precision import Precision
 from lightune.runtime.predictor import open_session

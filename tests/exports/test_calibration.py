@@ -11,8 +11,9 @@ import tiny_models
 from lightune.errors import InputError
 from lightune.exports import find_export
 from lightune.exports.calibration import SHARES, _choose, find_ranges
+from lightune.exports.editing import find_products
 from lightune.exports.onnx import trace
-from lightune.exports.quantization import find_products, quantize
+from lightune.exports.quantization import quantize
 from lightune.exports.smoothing import round_between
 from lightune.models import Model
 from lightune.precision import INT8, Precision

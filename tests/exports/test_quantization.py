@@ -9,7 +9,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from lightune.errors import InputError
 from lightune.exports import quantization
-from lightune.exports.quantization import GRID, find_products, find_tables, quantize
+from lightune.exports.editing import find_products, find_tables
+from lightune.exports.quantization import GRID, quantize
 from lightune.grids import Grid, fit_grid
 from lightune.precision import INT4, INT8, Precision
 

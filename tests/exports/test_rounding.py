@@ -8,8 +8,9 @@ import tiny_models
 
 from lightune.errors import InputError
 from lightune.exports import find_export
+from lightune.exports.editing import find_products
 from lightune.exports.onnx import trace
-from lightune.exports.quantization import GRID, find_products
+from lightune.exports.quantization import GRID
 from lightune.exports.rounding import pass_errors_on, round_weights
 from lightune.grids import Grid, fit_grid, fit_half_quadratic
 from lightune.models import Model

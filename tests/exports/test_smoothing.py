@@ -6,8 +6,9 @@ import tiny_models
 import torch
 
 from lightune.exports import find_export
+from lightune.exports.editing import find_products
 from lightune.exports.onnx import trace
-from lightune.exports.quantization import GRID, find_products, quantize
+from lightune.exports.quantization import GRID, quantize
 from lightune.exports.smoothing import capture_inputs, find_smoothing
 from lightune.grids import fit_grid
 from lightune.models import Model

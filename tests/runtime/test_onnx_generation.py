@@ -80,17 +80,18 @@ def test_families_answer_as_in_torch(family: str, tmp_path: Path) -> None:
     check_alike(in_torch(decoder), load_onnx(export(decoder, tmp_path / "tiny"), threads=1))
 
 
-def test_eight_bits_are_smaller_and_near(decoder: Any, folder: Path, generator: ONNXGenerator, tmp_path: Path) -> None:
+def test_fewer_bits_are_smaller_and_near(generator: ONNXGenerator, tmp_path: Path) -> None:
+    wide = make_decoder("llama", intermediate_size=320)  # whose matrices are large enough to lose bits
+    whole = export(wide, tmp_path / "fp32")
     rows, gaps = [generator.encode(prompt) for prompt in PROMPTS], []
-    for activations in (32, 8):
-        small = export(decoder, tmp_path / f"small-{activations}", bits=8, activations=activations)
-        assert (small / "model.onnx").stat().st_size < 0.7 * (
-            folder / "model.onnx"
-        ).stat().st_size  # most of so small a file is its operators
-        far = np.concatenate(load_onnx(small).token_logprobs(rows)) - np.concatenate(generator.token_logprobs(rows))
+    expected = np.concatenate(load_onnx(whole).token_logprobs(rows))
+    for bits, label in ((8, "int8"), (4, "int4")):
+        small = export(wide, tmp_path / label, bits=bits)
+        assert (small / "model.onnx").stat().st_size < 0.7 * (whole / "model.onnx").stat().st_size  # of so small a file much is operators
+        far = np.concatenate(load_onnx(small).token_logprobs(rows)) - expected
         gaps.append(float(np.abs(far).mean()))
-    assert 0 < gaps[0] < gaps[1] < 0.5
-    assert json.loads((small / "task.json").read_text())["quantization"] == "int8"
+        assert json.loads((small / "task.json").read_text())["quantization"] == label
+    assert 0 < gaps[0] < 0.5 * gaps[1] < 0.25
 
 
 def test_a_stream_joins_to_the_answer_and_seeds_repeat(generator: ONNXGenerator) -> None:
@@ -141,10 +142,10 @@ def test_what_cannot_go_on_from_what_it_has_read_is_refused(tmp_path: Path) -> N
 
 def test_one_name_stands_for_both_kinds_of_graphs() -> None:
     assert find_generative("onnx:bits=32").tolerance.agree == 0.99
-    assert find_generative("onnx", "translate").tolerance.perplexity == 0.05
+    assert find_generative("onnx", "translate").tolerance.perplexity == 0.01
     assert find_export("onnx").precision.weights == 32
-    with pytest.raises(InputError, match="bits is 4, expected one of 32, 8"):
-        find_generative("onnx:bits=4")
+    with pytest.raises(InputError, match="bits is 2, expected one of 32, 8, 4"):
+        find_generative("onnx:bits=2")
     assert folder_name("onnx:bits=32") == "onnx-bits-32"
 
 

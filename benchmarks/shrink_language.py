@@ -27,6 +27,7 @@ UNSHRUNK = ("gguf:type=q8_0", "gguf:type=q4_0")
 STUDENTS = {
     "22 layers": (["vocab=8000", "depth=22"], ["q4_0", "q8_0"]),
     "26 layers, narrow": (["vocab=8000", "depth=26", "ffn=1280"], ["q4_0"]),
+    "25 layers, narrow": (["vocab=8000", "depth=25", "ffn=1280"], ["q4_0"]),
     "15 layers": (["vocab=8000", "depth=15"], ["q4_0", "q8_0"]),
     "10 layers": (["vocab=8000", "depth=10"], ["q8_0"]),
     "all layers": (["vocab=8000"], ["q4_0", "q8_0"]),

@@ -28,6 +28,7 @@ from lightune.runtime.tokenization import Encoded
 from lightune.training import Objective, bf16_is_faster
 
 READERS = ("queries", "keys", "values")  # of the last block: what MiniLM's relations compare
+WIDE = 128  # a teacher that is narrower gains nothing by bf16, and a measured choice would not repeat
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ def _record(teachers: Sequence[Model], encoded: Encoded, folder: Path, states: S
 def _hurried(network: Network) -> Iterator[None]:
     """bf16 where this device is faster with it: what a teacher says moves by far less than a student misses it by."""
     device, config = next(network.parameters()).device, network.backbone.config
-    if not bf16_is_faster(device, config.hidden_size):  # type: ignore[union-attr, arg-type]
+    if config.hidden_size < WIDE or not bf16_is_faster(device, config.hidden_size):  # type: ignore[union-attr, arg-type, operator]
         yield
         return
     with Halves(network).used(), torch.autocast(device.type, torch.bfloat16):

@@ -14,13 +14,15 @@ BASE = Shape(6, 384, 12, 1536, 30000, positions=512, head_width=32)
 
 
 class Costs:
-    """Costs by plain formulas: one byte a weight, half a byte with 4-bit tables, a millisecond for a million multiply-adds a text."""
+    """Costs by plain formulas: a byte or half a byte a weight, a millisecond for a million multiply-adds a text."""
+
+    precisions = ((8, 8), (8, 4), (4, 4))
 
     def milliseconds(self, shape: Shape, percentile: int = 50) -> float:
         return 0.1 + shape.layers * shape.block_weights * 10 / 1e8
 
     def count_bytes(self, shape: Shape, tokenizer: int | None = None) -> int:
-        return round(shape.layers * shape.block_weights + shape.vocabulary * (shape.hidden * shape.tables / 8 + 12))
+        return round(shape.layers * shape.block_weights * shape.weights / 8 + shape.vocabulary * (shape.hidden * shape.tables / 8 + 12))
 
     def resident_bytes(self, shape: Shape) -> int:
         return 30_000_000 + self.count_bytes(shape)
@@ -39,7 +41,8 @@ def candidates() -> list[planning.Candidate]:
 
 def test_the_whole_model_is_among_the_candidates_and_loses_nothing() -> None:
     whole = [item for item in candidates() if dataclasses.replace(item.shape, weights=32, tables=32) == BASE]
-    assert [item.steps for item in whole] == [(), ()]  # with 8-bit and with 4-bit tables
+    assert [item.target[5:] for item in whole] == ["weights=8,tables=8", "weights=8,tables=4", "weights=4,tables=4"]
+    assert {item.steps for item in whole} == {()}
     assert min(item.damage for item in whole) == 0
 
 
@@ -60,6 +63,14 @@ def test_every_candidate_that_is_chosen_holds_the_limits_with_a_margin() -> None
         assert item.milliseconds <= 0.4 * planning.MARGIN
     assert len({item.shape.layers for item in chosen}) >= 3
     assert chosen[0].damage == min(item.damage for item in candidates() if planning.excess(item, limits) <= planning.MARGIN)
+
+
+def test_where_bytes_are_short_and_time_is_not_4_bits_buy_depth_and_width() -> None:
+    slow, fast = {"max_mb": 2.5, "max_ms": 50.0}, {"max_mb": 60.0, "max_ms": 0.3}
+    small, quick = (planning.choose(candidates(), limits, (91_000_000, 12.0), 4)[0] for limits in (slow, fast))
+    assert small.target == "onnx:weights=4,tables=4"
+    assert small.name.endswith("4-bit matrices and tables")
+    assert quick.target == "onnx:weights=8,tables=8"
 
 
 def test_without_limits_of_size_the_levels_of_the_reference_are_tried() -> None:

@@ -94,6 +94,11 @@ class CostTable:
         return round(fixed + tables + slope * matrices)
 
     @property
+    def precisions(self) -> tuple[tuple[int, int], ...]:
+        """The bits of matrices and of tables of the models that it knows the bytes of."""
+        return tuple(self._sizes)
+
+    @property
     def error(self) -> float:
         """The largest relative error of `milliseconds` at the table's own probes."""
         timed = [probe for probe in self.probes if probe.p50 is not None]

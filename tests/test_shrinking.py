@@ -237,7 +237,7 @@ def test_a_twin_in_stages_is_tried_where_the_cut_is_large(
 ) -> None:
     monkeypatch.setattr(shrinking, "LEAST_SECONDS", 0.2)  # on a slow machine the twin's share is about a second
     with contextlib.suppress(CheckFailed):  # whether the limit is held does not matter here
-        shrinking.shrink(run, max_mb=0.015, stages=2, time="60s", **FAST)
+        shrinking.shrink(run, max_mb=0.013, stages=2, time="60s", **FAST)
     state = json.loads((run / "search.json").read_text())
     twins = [number for number, item in enumerate(state["candidates"]) if item["stages"] == 2]
     (twin,) = twins

@@ -142,7 +142,7 @@ def test_what_cannot_go_on_from_what_it_has_read_is_refused(tmp_path: Path) -> N
 
 def test_one_name_stands_for_both_kinds_of_graphs() -> None:
     assert find_generative("onnx:bits=32").tolerance.agree == 0.99
-    assert find_generative("onnx", "translate").tolerance.perplexity == 0.01
+    assert find_generative("onnx", "translate").tolerance.perplexity == 0.05
     assert find_export("onnx").precision.weights == 32
     with pytest.raises(InputError, match="bits is 2, expected one of 32, 8, 4"):
         find_generative("onnx:bits=2")

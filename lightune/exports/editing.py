@@ -131,6 +131,7 @@ def sizes(value: ir.Value) -> tuple[int, ...]:
 
 
 def read(value: ir.Value) -> np.ndarray:
+    """The values of a constant."""
     assert value.const_value is not None  # it is an initializer
     return value.const_value.numpy()
 

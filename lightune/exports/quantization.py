@@ -89,7 +89,7 @@ class _Store(Constants):
         return found, self.graph.initializers[f"{name}_scales"]
 
     def table(self, table: ir.Value, array: np.ndarray) -> tuple[ir.Value, ir.Value, int]:
-        """The values of a table or matrix [rows, d], uint8, float32 scales [rows, blocks], and the value that stands for 0."""
+        """The values of a table [rows, d], uint8, float32 scales [rows, blocks], and the value that stands for 0."""
         name = str(table.name)
         grid = self._grid(table, array, True)
         values, scales = grid.round(array), self.constant(f"{name}_scales", grid.scales)
@@ -100,7 +100,7 @@ class _Store(Constants):
         return self.fold("Cast", lifted, name=f"{name}_uint8", to=ir.DataType.UINT8), scales, LOWEST
 
     def restore(self, name: str, width: int, values: ir.Value, scales: ir.Value, zero: int) -> ir.Value:
-        """A quantized table or matrix as float32 [rows, d], d being its width."""
+        """A quantized table as float32 [rows, d], d being its width."""
         if scales.shape is not None and scales.shape[1] != 1:
             scales = self.fold("Gather", scales, self._places(width, TABLE_BLOCK), name=f"{name}_wide", axis=1)
         middle = self.constant(f"zero_{zero}", np.array(zero, np.float32))
@@ -139,12 +139,8 @@ def _replace_product(store: _Store, product: Product) -> None:
         replace(store.graph, product.first, product.output, "DynamicQuantizeMatMul", inputs, DOMAIN)
         return
     whole = store.fold("Cast", values, name=f"{product.name}_float", **FLOAT)
-    _multiply(store, product, store.fold("Mul", whole, scales, name=f"{product.name}_restored"))
-
-
-def _multiply(store: _Store, product: Product, weight: ir.Value) -> None:
-    """Let a product multiply with another weight, float32 [k, n]."""
-    made = replace(store.graph, product.first, product.output, "MatMul", [product.x, weight])
+    restored = store.fold("Mul", whole, scales, name=f"{product.name}_restored")
+    made = replace(store.graph, product.first, product.output, "MatMul", [product.x, restored])
     if product.bias is not None:
         replace(store.graph, product.first, made, "Add", [made, product.bias])
 

@@ -1,13 +1,12 @@
 """Every method beside full fine-tuning on TREC and banking77: scores, and what they cost beside full fine-tuning's time.
 
 Usage: python benchmarks/methods.py --data DIR --work DIR [--only NAME ...] [--methods NAME ...] [--seeds 0 1] [--workers N] [--pace] [--collect]
-                                    [--machine TEXT]
 DIR/NAME/{train,test}.jsonl, of banking77 3,000 training rows. Full fine-tuning gets its usual epochs, every other method 1.8 times as many, each
 with its own default rate; nothing chooses among epochs. Finished runs are kept in WORK and not repeated, N are made at once; --collect makes none.
 --pace first measures what a step of each costs on one CPU thread, in turns with full fine-tuning's: times the steps, that is a method's time, which
 shall be at most twice full fine-tuning's. Prompts and prefixes lengthen texts as short as these, so they get fewer epochs once that is known.
-Writes benchmarks/results/methods.json: for each set, method and seed the score with its interval, trained parameters, seconds, bytes; and the table of
-docs/which-method.md from it.
+Writes benchmarks/results/methods.json: for each set, method and seed the score with its interval, trained parameters, seconds, bytes, machine, where
+runs that are not in WORK stay as they are; and the table of docs/which-method.md from it.
 """
 
 import argparse
@@ -22,14 +21,13 @@ import numpy as np
 from machine import describe_machine
 from pages import fill
 
-ALL = ("lora", "houlsby", "pfeiffer", "parallel", "ia3", "bitfit", "norms", "prefix", "reft", "prompt", "ptuning", "head", "freeze")
+ALL = ("full", "lora", "houlsby", "pfeiffer", "parallel", "ia3", "bitfit", "norms", "prefix", "reft", "prompt", "ptuning", "head", "freeze")
 parser = argparse.ArgumentParser()
 parser.add_argument("--data", required=True), parser.add_argument("--work", required=True)
 parser.add_argument("--only", nargs="*", default=["trec", "banking77"]), parser.add_argument("--methods", nargs="*", default=ALL)
 parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1]), parser.add_argument("--collect", action="store_true")
 parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "methods.json"))
 parser.add_argument("--workers", type=int, default=1), parser.add_argument("--pace", action="store_true")
-parser.add_argument("--machine", help="what made the runs, where they were brought here")
 args = parser.parse_args()
 EPOCHS, MORE, TWICE = {"trec": 3.0, "banking77": 5.0}, 1.8, 1.95
 ROWS = {"trec": [], "banking77": ["--limit", "3000"]}
@@ -67,7 +65,7 @@ def measure_pace(steps=12, rounds=3):
 
     lines = (Path(args.data) / "trec" / "train.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")[: 32 * (steps + 2)]
     rows = [Example(row["text"], None, str(row["label"]), number) for number, row in enumerate(map(json.loads, lines), 1)]
-    seen = {method: [] for method in ("full", *args.methods)}
+    seen = {method: [] for method in dict.fromkeys(("full", *args.methods))}
     for _ in range(rounds):
         for method, found in seen.items():
             model = models.start(sources.resolve_model("minilm"), find_task("classify").describe(rows), max_length=64)
@@ -85,7 +83,7 @@ KEYS = ("trainable_parameters", "total_parameters", "seconds", "epochs", "steps"
 
 def shorten(record):
     """The score and what it took, of a run's record."""
-    return {"score": record["scores"][record["scores"]["primary"]], **{key: record.get(key) for key in KEYS}}
+    return {"score": record["scores"][record["scores"]["primary"]], **{key: record.get(key) for key in KEYS}, "machine": describe_machine()}
 
 
 def time_of(method, row, seeds):
@@ -115,28 +113,20 @@ def fill_page(sets):
             "| method | accuracy, mean (each seed) | trained parameters | time | own weights |",
             "|---|---|---|---|---|",
         ]
-        rows = [tell(method, sets.get(name, {})) for method in ("full", *ALL)]
+        rows = [tell(method, sets.get(name, {})) for method in ALL]
         lines += [row for row in rows if row] + [""]
     fill("docs/which-method.md", "measured", lambda _: "\n\n" + "\n".join(lines) + "\n")
 
 
-pace = Path(args.work) / "pace.json"
-if args.pace:
-    pace.write_text(json.dumps(measure_pace()))
-paces = json.loads(pace.read_text()) if pace.exists() else {}
-wanted = [(name, method, seed) for name in args.only for seed in args.seeds for method in ("full", *args.methods)]
+out = Path(args.out)
+known = json.loads(out.read_text()) if out.exists() else {"sets": {}, "step_as_multiple_of_full": {}}
+sets, paces = known["sets"], measure_pace() if args.pace else known["step_as_multiple_of_full"]
+wanted = [(name, method, seed) for name in args.only for seed in args.seeds for method in args.methods]
 with ThreadPoolExecutor(args.workers) as pool:
     records = list(pool.map(lambda item: fit(*item), wanted))
-sets = {}
 for (name, method, seed), record in zip(wanted, records, strict=True):
     if record:
         sets.setdefault(name, {}).setdefault(str(seed), {})[method] = shorten(record)
-here = describe_machine()
-result = {
-    "command": "python benchmarks/methods.py",
-    "machine": {"device": args.machine} if args.machine else here,
-    "step_as_multiple_of_full": paces,
-    "sets": sets,
-}
-Path(args.out).write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+result = {"command": "python benchmarks/methods.py", "step_as_multiple_of_full": paces, "sets": sets}
+out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 fill_page(sets)

@@ -23,6 +23,9 @@ Propose = Callable[[dict[str, np.ndarray], np.ndarray, np.random.Generator], np.
 def augment(encoded: Encoded, encoder: Encoder, propose: Propose, *, times: int, share: float = 0.3, seed: int = 0) -> Encoded:
     """`times` new versions of every row, in order of version and row; lengths and special tokens stay as they are.
 
+    A token that stands in several places of a row becomes the same one in all of them. So two texts that are read together
+    stay as similar as they were: of paraphrases with words replaced in each alone hardly any are still paraphrases.
+
     Args:
         propose: gives new ids [b, s] for a padded batch and the places [b, s] that are to be replaced.
         share: how many of a row's tokens are replaced.
@@ -36,11 +39,18 @@ def augment(encoded: Encoded, encoder: Encoder, propose: Propose, *, times: int,
     for rows in batches(new.lengths, BATCH):
         batch = encoder.pad(new, rows)
         plain = ~np.isin(batch["input_ids"], special) & (np.arange(batch["input_ids"].shape[1]) < new.lengths[rows][:, None])
-        chosen = plain & (draw.random(plain.shape) < share)
-        proposed = np.where(chosen, propose(batch, chosen, draw), batch["input_ids"])
+        first = _first_places(batch["input_ids"])
+        chosen = plain & np.take_along_axis(draw.random(plain.shape) < share, first, 1)
+        proposed = np.where(chosen, np.take_along_axis(propose(batch, chosen, draw), first, 1), batch["input_ids"])
         for place, row in enumerate(rows):
             made[row] = proposed[place, : new.lengths[row]].astype(np.int32)
     return Encoded(made, types, new.lengths, 0)
+
+
+def _first_places(ids: np.ndarray) -> np.ndarray:
+    """Where in its row each token stands first, int64 like ids [b, s]."""
+    found = [np.unique(row, return_index=True, return_inverse=True) for row in ids]
+    return np.stack([first[places] for _, first, places in found])
 
 
 def neighbours_of(table: Tensor, tokens: np.ndarray) -> Propose:

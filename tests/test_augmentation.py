@@ -42,6 +42,19 @@ def test_lengths_and_special_tokens_stay_and_words_change(tiny_source: Callable[
     assert len(new.types) == len(new.ids)
 
 
+def test_what_two_texts_share_they_share_afterwards(tiny_source: Callable[[str], Source]) -> None:
+    model = tiny_models.start(tiny_source("bert"), tiny_models.make_rows(20))
+    texts = [row.text[:20] for row in tiny_models.make_rows(20)]
+    encoded = model.encoder.encode(texts, texts)
+    table = architectures.word_embedding(model.network.backbone).weight
+    propose = augmentation.neighbours_of(table, np.unique(np.concatenate(encoded.ids)))
+    new = augmentation.augment(encoded, model.encoder, propose, times=2, share=0.5)
+    assert new.types is not None
+    halves = [(row[types == 0][1:-1], row[types == 1][:-1]) for row, types in zip(new.ids, new.types, strict=True)]
+    assert all((first == second).all() for first, second in halves)
+    assert any((row != old).any() for row, old in zip(new.ids, [*encoded.ids] * 2, strict=True))
+
+
 def test_the_same_seed_gives_the_same_versions(tiny_source: Callable[[str], Source]) -> None:
     model = tiny_models.start(tiny_source("bert"), tiny_models.make_rows(20))
     encoded = read(model)

@@ -43,7 +43,7 @@ from lightune.options import format_spec
 from lightune.planning import Candidate
 from lightune.precision import FP32
 from lightune.preparation import Interrupted, Told, Watch, read_all, stop_on_signals
-from lightune.recipes import Budget, Recipe, read_recipe, resolve
+from lightune.recipes import Budget, Recipe, TrainOptions, read_recipe, resolve
 from lightune.runs import Run, full_disk_told, open_run
 from lightune.runtime import load as load_artifact
 from lightune.simulation import simulated
@@ -476,16 +476,16 @@ class Search:
         """
         if self.stopping:
             return 0.0
-        begin = time.monotonic()
+        begin, number = time.monotonic(), int(name.partition("/")[0])
         course = students.open_course(
-            student, lesson, self.ground.dev, self.ground.recipe.distill, self._train_options(), teachers=self.ground.teachers,
+            student, lesson, self.ground.dev, self.ground.recipe.distill, self._train_options(self._was_made(number)), teachers=self.ground.teachers,
             epochs=self.state["running"].get(name) or (self.epochs * share if self.epochs else None), seconds=seconds,
         )  # fmt: skip
         self.state["running"][name] = course.epochs
         self.journal.write()
         self.watch(course.forecast)
         setup = time.monotonic() - begin
-        folder = self._folder(int(name.partition("/")[0])) / "checkpoints"
+        folder = self._folder(number) / "checkpoints"
         for fact in course.steps(folder, students.CHECKPOINT_SECONDS, lambda: self.stopping, None if self.epochs else seconds):
             self.watch(fact)
         if self.stopping:
@@ -603,9 +603,10 @@ class Search:
     def _rank(self) -> int:
         return int(self.budget.percentile.removeprefix("p"))
 
-    def _train_options(self) -> Any:
-        """The run's own training options, with a rate for students and no early stop."""
-        return dataclasses.replace(self.ground.recipe.train, rate=None, epochs=None, patience=None, evaluate_every=None, schedule="linear")
+    def _train_options(self, again: bool) -> TrainOptions:
+        """The run's own training options, with a rate for students, new ones or such as learned before, and no early stop."""
+        rate = students.RATE_AGAIN if again else None
+        return dataclasses.replace(self.ground.recipe.train, rate=rate, epochs=None, patience=None, evaluate_every=None, schedule="linear")
 
     def _lesson(self, vocab: str | None, layers: int) -> students.Lesson:
         """What students with these tokens learn from; the teacher reads it once, and what those of so many layers are compared with."""

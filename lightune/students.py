@@ -20,7 +20,8 @@ from lightune.runtime.tokenization import Encoded
 from lightune.steps import make_step
 from lightune.training import Evaluation, Objective, Rows, Step, Training
 
-RATE = 6e-4  # of students: they move further than a fine-tuned base
+RATE = 3e-4  # of students: they move further than a fine-tuned base
+RATE_AGAIN = 1.5e-4  # of students that learned before: a high one undoes what they know
 ROWS = 64  # least rows of a step: what a small model does with fewer is mostly overhead
 STATIC_RATE = 3e-3
 SAMPLE = 256  # rows from which importance is measured

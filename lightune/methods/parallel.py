@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -52,6 +53,7 @@ class Parallel(Adapters):
 
     activation: str = option("relu", "between the two matrices of an adapter", choices=tuple(ACTIVATIONS))
     scale: float = option(4.0, "factor of what an adapter adds", above=0)
+    rate: ClassVar[float] = 3e-3
 
     def apply(self, backbone: nn.Module) -> nn.Module:
         """Put the adapters in.

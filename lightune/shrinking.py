@@ -63,6 +63,7 @@ STATIC_SECONDS = 60.0
 STATIC_WIDTH = 128
 ALLOWED_LOSS = 0.003  # of the development score by quantization, before it is trained for
 AGREE = 0.99  # share of answers that mixed precision should leave as they are
+LAST_STAGES = ("static", "winner", "rounded")  # whose files get bits back where few cost accuracy: others are trained on, or lose
 LEAST_SECONDS = 1.0  # of a rung that is worth its overhead
 MIDDLE_SHARE = 1 / 3  # of a rung's time for larger students on the way
 MEASURED = ("milliseconds", "examples_per_second", "resident_bytes", "bytes")
@@ -430,7 +431,7 @@ class Search:
         else:
             with full_disk_told(folder):
                 student.save(folder / "model")
-            self._record(number, candidate, student, trained, whole)
+            self._record(number, candidate, student, trained, whole, stage)
         self.state["done"].append(name)
         if candidate.shape.layers:
             self.state["overheads"].append(round(time.monotonic() - begin - trained, 3))
@@ -497,10 +498,10 @@ class Search:
         """The development score of a candidate's model after an earlier rung; below every score where there was none."""
         return next((point["score"] + point["lost"] for point in self.state["points"] if point["id"] == number), -math.inf)
 
-    def _record(self, number: int, candidate: Candidate, student: Model, seconds: float, whole: float) -> None:
+    def _record(self, number: int, candidate: Candidate, student: Model, seconds: float, whole: float, stage: str) -> None:
         """Export a student, score the file on the development rows, and put the point among the others; whole: what the model scores there."""
         folder = self._folder(number) / "artifact"
-        entry = self._export(student, candidate, folder, whole)
+        entry = self._export(student, candidate, folder, whole if stage in LAST_STAGES else -math.inf)
         before: dict[str, Any] = next((point for point in self.state["points"] if point["id"] == number), {})
         primary = self.ground.model.task.primary
         shape = dataclasses.asdict(candidate.shape if candidate.shape.layers == 0 or not self.steps else Shape.of(student))
@@ -521,7 +522,10 @@ class Search:
         self.watch(Told(f"Candidate {number}: dev {primary} {score:.4f}, {point['bytes'] / 1e6:.2f} MB, {point['milliseconds']:.3f} ms"))
 
     def _export(self, student: Model, candidate: Candidate, folder: Path, model_score: float) -> dict[str, Any]:
-        """The artefact in the candidate's precision, or in a higher one where that costs accuracy and still holds the limits."""
+        """The artefact in the candidate's precision, or in a higher one where that costs accuracy and still holds the limits.
+
+        model_score: on the development rows, which the file should reach but for ALLOWED_LOSS.
+        """
         graph = onnx.trace(student.network, student.encoder.inputs)
         best: dict[str, Any] | None = None
         for target in self._precisions(student, candidate, graph):

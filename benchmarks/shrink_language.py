@@ -69,7 +69,18 @@ def fit() -> None:
     columns = ["--task", "generate", "--prompt", "nl", "--completion", "bash"]
     parts = ["--dev", str(data / "validation.jsonl"), "--test", str(held)]
     how = ["--limit", str(args.rows), "--epochs", args.epochs, "--max-length", "256", "--too-long", "drop", "--evaluate-every", "100000"]
-    scored = ["--score-rows", str(args.questions), "--max-tokens", "96", "--metrics", *METRICS, "--threads", args.threads, "--to", *UNSHRUNK]
+    scored = [
+        "--score-rows",
+        str(args.questions),
+        "--max-tokens",
+        "96",
+        "--metrics",
+        *METRICS,
+        "--threads",
+        args.threads,
+        "--to",
+        *UNSHRUNK,
+    ]
     code = lightune("fit", str(data / "train.jsonl"), *columns, *parts, *how, *scored, "--out", str(RUN), "--overwrite", "--json")
     if not (RUN / "run.json").exists():
         raise SystemExit(f"lightune fit ended with {code}: see {args.work / 'log.txt'}")

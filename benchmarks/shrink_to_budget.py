@@ -74,7 +74,9 @@ def search(name, second=None):
         first, folder = folder, folder.with_name(f"{name}-second")
         if not folder.exists() and not args.collect:
             shutil.copytree(
-                first, folder, ignore=shutil.ignore_patterns("candidates", "search.json", "front.*", "artifacts", "peers", "peers.json", "timed.json")
+                first,
+                folder,
+                ignore=shutil.ignore_patterns("candidates", "search.json", "front.*", "artifacts", "peers", "peers.json", "timed.json"),
             )
             record = json.loads((first / "run.json").read_text())
             (folder / "run.json").write_text(json.dumps(record | {"artifacts": [], "budget": None, "met": None}))

@@ -26,7 +26,6 @@ from lightune.training import Training
 
 AUTO = "auto"
 FEW, MANY = 64, 1000  # labelled rows a label up to which a contrastive warm-up is tried; rows from which the head alone is not
-PAIRS = 10  # of every row, in that warm-up
 LEAST_DEV = 20  # rows on which trials can be told apart at all
 
 
@@ -114,7 +113,7 @@ def candidates(rows: int, labels: int, train: TrainOptions) -> list[tuple[str, i
     """Methods that are worth a trial, with the pairs of a contrastive warm-up where labels have few rows; the cheapest to train last."""
     found = [("full", 0), ("lora", 0), ("bitfit", 0)]
     if labels and rows / labels <= FEW and not train.contrast:
-        found = [("full", PAIRS), *found]
+        found = [("full", contrast.suggest_partners(labels)), *found]
     return [*found, ("head", 0)] if rows < MANY else found
 
 

@@ -26,6 +26,8 @@ from lightune.training import Objective, Rows, Training
 
 TASKS = ("classify", "pair")  # of which a row has one label
 EPOCHS = 1.0  # over the pairs
+LEAST_PARTNERS, MOST_PARTNERS, SHARED_PARTNERS = 2, 10, 60  # of a row; the last are divided among the labels
+INVERSE_PENALTY = 10.0  # of the head: with scikit-learn's 1 many labels with few rows each are hardly told apart
 NEED_HEAD = ("patience", "metric", "evaluate_every", "r_drop", "label_smoothing")  # options that mean nothing without a head
 
 
@@ -39,6 +41,12 @@ class Pairs:
 
     def __len__(self) -> int:
         return len(self.same)
+
+
+def suggest_partners(labels: int) -> int:
+    """How many partners of each kind a row should have. Rows are as many as labels ask for, and each meets all others of its batches: where labels
+    are many, a few steps a row are enough, and more of them only pull what was learned together."""
+    return min(MOST_PARTNERS, max(LEAST_PARTNERS, SHARED_PARTNERS // labels))
 
 
 def draw_pairs(labels: np.ndarray, times: int, seed: int = 0) -> Pairs:
@@ -126,7 +134,9 @@ def fit_head(model: Model, train: Sequence[Example], dev: Sequence[Example], *, 
     rows = Rows.of(model, train)
     vectors = read_vectors(model, rows.encoded)
     size = float(np.linalg.norm(vectors, axis=1).mean()) or 1.0  # so that the penalty means the same for every base
-    found: Any = LogisticRegression(max_iter=1000, class_weight="balanced" if balanced else None).fit(vectors / size, rows.targets)
+    found: Any = LogisticRegression(C=INVERSE_PENALTY, max_iter=1000, class_weight="balanced" if balanced else None).fit(
+        vectors / size, rows.targets
+    )
     weight, bias = found.coef_ / size, found.intercept_
     if len(weight) == 1:  # two labels: one boundary, half of it on each side
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2

@@ -81,7 +81,7 @@ class TrainOptions:
     r_drop: float = option(0.0, "weight of the divergence between two dropout passes (R-Drop)", low=0.0)
     contrast: int = option(
         0,
-        "for few labels: partners of the same and of another label that are drawn for every row; the base learns to tell them, then the head is fitted; 10 is plenty, 0 is off",
+        "for few labels: partners of the same and of another label that are drawn for every row; the base learns to tell them, then the head is fitted; 10 is plenty, 2 with dozens of labels, 0 is off",
         low=0,
     )
     gradient_checkpointing: bool = option(

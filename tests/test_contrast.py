@@ -13,7 +13,7 @@ from torch.nn import functional
 
 import lightune
 from lightune import models
-from lightune.contrast import compare, draw_pairs, fit_head, read_vectors, warm_up
+from lightune.contrast import compare, draw_pairs, fit_head, read_vectors, suggest_partners, warm_up
 from lightune.errors import InputError
 from lightune.models import Model
 from lightune.networks import tensors
@@ -46,6 +46,11 @@ def test_every_row_gets_partners_of_both_kinds() -> None:
     assert (pairs.right != another.right).any()
     with pytest.raises(InputError, match="same label"):
         draw_pairs(np.zeros(4, dtype=np.int64), 2)
+
+
+@pytest.mark.parametrize(("labels", "partners"), [(2, 10), (6, 10), (15, 4), (77, 2)])
+def test_many_labels_need_few_partners(labels: int, partners: int) -> None:
+    assert suggest_partners(labels) == partners
 
 
 @pytest.mark.parametrize("places", [[0, 1, 2, 3], [5]])
@@ -95,7 +100,7 @@ def test_the_head_answers_as_the_logistic_regression_does(task: str, start: Call
     encoded = Rows.of(model, rows)
     vectors = read_vectors(model, encoded.encoded)
     vectors = vectors / np.linalg.norm(vectors, axis=1).mean()
-    expected = LogisticRegression(max_iter=1000).fit(vectors, encoded.targets).predict_proba(vectors)
+    expected = LogisticRegression(C=10, max_iter=1000).fit(vectors, encoded.targets).predict_proba(vectors)
     np.testing.assert_allclose(model.predict_proba(rows), expected, atol=1e-4)
 
 

@@ -93,14 +93,17 @@ def time_of(method, row, seeds):
 
 
 def tell(method, seeds):
-    """A method's line for one set: its score on each seed, trained parameters, its time as a multiple of full fine-tuning's, and bytes of its own."""
+    """A method's line for one set: its score on each seed, trained parameters, its time as a multiple of full fine-tuning's, seconds on a CPU, and
+    bytes of its own."""
     rows = [row for row in (rows.get(method) for rows in seeds.values()) if row and "score" in row]
     if not rows:
         return None
     values, first = [row["score"]["value"] for row in rows], rows[0]
     each = ", ".join(f"{value:.3f}" for value in values)
     size = "" if first["weights_bytes"] is None else f"{first['weights_bytes'] / 1e6:.2f} MB"
-    return f"| `{method}` | {np.mean(values):.3f} ({each}) | {first['trainable_parameters']:,} | {time_of(method, first, seeds)} | {size} |"
+    taken = [row["seconds"] for row in rows if row["device"] == "cpu"]
+    seconds = f"{np.mean(taken):.0f} s" if taken else "–"
+    return f"| `{method}` | {np.mean(values):.3f} ({each}) | {first['trainable_parameters']:,} | {time_of(method, first, seeds)} | {seconds} | {size} |"
 
 
 def fill_page(sets):
@@ -110,8 +113,8 @@ def fill_page(sets):
         lines += [
             f"### {name}",
             "",
-            "| method | accuracy, mean (each seed) | trained parameters | time | own weights |",
-            "|---|---|---|---|---|",
+            "| method | accuracy, mean (each seed) | trained parameters | time | on one core | own weights |",
+            "|---|---|---|---|---|---|",
         ]
         rows = [tell(method, sets.get(name, {})) for method in ALL]
         lines += [row for row in rows if row] + [""]

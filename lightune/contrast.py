@@ -27,7 +27,6 @@ from lightune.training import Objective, Rows, Training
 TASKS = ("classify", "pair")  # of which a row has one label
 EPOCHS = 1.0  # over the pairs
 LEAST_PARTNERS, MOST_PARTNERS, SHARED_PARTNERS = 2, 10, 60  # of a row; the last are divided among the labels
-INVERSE_PENALTY = 10.0  # of the head: with scikit-learn's 1 many labels with few rows each are hardly told apart
 NEED_HEAD = ("patience", "metric", "evaluate_every", "r_drop", "label_smoothing")  # options that mean nothing without a head
 
 
@@ -134,7 +133,10 @@ def fit_head(model: Model, train: Sequence[Example], dev: Sequence[Example], *, 
     rows = Rows.of(model, train)
     vectors = read_vectors(model, rows.encoded)
     size = float(np.linalg.norm(vectors, axis=1).mean()) or 1.0  # so that the penalty means the same for every base
-    found: Any = LogisticRegression(C=INVERSE_PENALTY, max_iter=1000, class_weight="balanced" if balanced else None).fit(
+    strength = (
+        len(model.answers.labels) / 2
+    )  # against the penalty: a row's label stands against all others, so weights grow with their number
+    found: Any = LogisticRegression(C=strength, max_iter=1000, class_weight="balanced" if balanced else None).fit(
         vectors / size, rows.targets
     )
     weight, bias = found.coef_ / size, found.intercept_

@@ -43,8 +43,8 @@ class Pairs:
 
 
 def suggest_partners(labels: int) -> int:
-    """How many partners of each kind a row should have. Rows are as many as labels ask for, and each meets all others of its batches: where labels
-    are many, a few steps a row are enough, and more of them only pull what was learned together."""
+    """How many partners of each kind a row should have: the fewer, the more labels there are, for steps are as many as rows times partners, and
+    with too many of them the base only fits the few rows closer."""
     return min(MOST_PARTNERS, max(LEAST_PARTNERS, SHARED_PARTNERS // labels))
 
 
@@ -133,12 +133,9 @@ def fit_head(model: Model, train: Sequence[Example], dev: Sequence[Example], *, 
     rows = Rows.of(model, train)
     vectors = read_vectors(model, rows.encoded)
     size = float(np.linalg.norm(vectors, axis=1).mean()) or 1.0  # so that the penalty means the same for every base
-    strength = (
-        len(model.answers.labels) / 2
-    )  # against the penalty: a row's label stands against all others, so weights grow with their number
-    found: Any = LogisticRegression(C=strength, max_iter=1000, class_weight="balanced" if balanced else None).fit(
-        vectors / size, rows.targets
-    )
+    # A label stands against all others, so the more there are, the larger the weights must be: the usual C = 1 suits two.
+    regression = LogisticRegression(C=len(model.answers.labels) / 2, max_iter=1000, class_weight="balanced" if balanced else None)
+    found: Any = regression.fit(vectors / size, rows.targets)
     weight, bias = found.coef_ / size, found.intercept_
     if len(weight) == 1:  # two labels: one boundary, half of it on each side
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2

@@ -73,7 +73,8 @@ def train_ours(few, test, seed, contrastive):
     model = models.start(sources.resolve_model(str(Path(args.models) / "minilm")), task, max_length=LENGTH, seed=seed)
     torch.manual_seed(seed)
     model.apply(make_method("full"))
-    options = TrainOptions(contrast=contrastive and contrast.suggest_partners(len(task.answers.labels)), seed=seed)
+    partners = contrast.suggest_partners(len(task.answers.labels)) if contrastive else 0
+    options = TrainOptions(contrast=partners, seed=seed)
     begin = time.perf_counter()
     training = contrast.warm_up(model, train, options) if contrastive else Training(model, train, [], options)
     for fact in training.steps():

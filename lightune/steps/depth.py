@@ -1,4 +1,8 @@
-"""Depth: whole layers go. What stays is chosen by what each layer changes, or by what the task loses without it."""
+"""Depth: whole layers go. What stays is chosen by what each layer changes, or by what the task loses without it, and of encoders evenly spread.
+
+A layer that goes leaves its work to those that stay. Students that train all their weights learn it best where it stood between layers that
+stay: every second layer made a better start than the three that the task missed most (docs/shrinking.md), as in DistilBERT (Sanh et al. 2019).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from lightune.architectures import stacks
+from lightune.architectures import is_decoder, stacks
 from lightune.errors import InputError
 from lightune.networks import Network
 from lightune.options import check, option
@@ -27,8 +31,9 @@ class Depth:
     keep: float = option(0.5, "layers that stay: a count, or a share below 1; of an encoder-decoder, in each stack", above=0)
     by: str = option(
         "auto",
-        "what chooses them: how much a layer changes its input, or how much the task loses without it; auto takes the latter where measured",
-        choices=("auto", "influence", "task"),
+        "what chooses them: how much a layer changes its input (influence), how much the task loses without it (task), or the same with no more "
+        "neighbours gone than must (spread); auto is spread for encoders, else task where that was measured",
+        choices=("auto", "spread", "influence", "task"),
     )
     layers: tuple[Any, ...] = option((), "numbers of the layers that stay, as in 0+2+4; one tuple for each stack of an encoder-decoder")
 
@@ -49,13 +54,14 @@ class Depth:
             raise InputError("depth by task needs the loss without each layer. Measure the importance with leave_out=True.")
         found = stacks(model.network.backbone)
         sizes = [_length(stack, model.network.backbone.config) for stack in found]
-        by_task = self.by == "task" or (self.by == "auto" and getattr(importance, "without", None) is not None)
+        by_task = self.by == "task" or (self.by != "influence" and getattr(importance, "without", None) is not None)
+        spread = self.by == "spread" or (self.by == "auto" and len(found) == 1 and not is_decoder(model.network.backbone))
         (scores,) = scores_for("depth", importance, "without" if by_task else "blocks", [sum(sizes)])
         kept = []
         for stack, size, part in zip(found, sizes, np.split(scores, np.cumsum(sizes)[:-1]), strict=True):
             count = kept_count(self.keep, size, "depth:keep")
-            part = np.where(np.arange(size) == 0, np.inf, part) if _needs_first(stack) else part
-            kept.append(strongest(part.tolist(), count))
+            part = np.where(np.arange(size) == 0, 1 + np.abs(part).sum(), part) if _needs_first(stack) else part
+            kept.append((strongest_spread if spread else strongest)(part.tolist(), count))
         return dataclasses.replace(self, layers=kept[0] if len(kept) == 1 else tuple(kept))
 
     def apply(self, network: Network) -> Network:
@@ -88,6 +94,19 @@ class Depth:
         inside = {name: tuple(scores[layer] for layer in layers) for name, scores in lists.items() if len(scores) == count}
         without = None if importance.without is None else importance.without[layers]
         return dataclasses.replace(importance, blocks=importance.blocks[layers], without=without, **inside)
+
+
+def strongest_spread(scores: Sequence[float], count: int) -> tuple[int, ...]:
+    """The `count` places with the highest sum of scores among those that leave the shortest gaps, as every second of six; of equal sums the last."""
+    reach = -(-(len(scores) - count) // (count + 1)) + 1  # from one that stays to the next
+    best: dict[int, tuple[float, tuple[int, ...]]] = {-1: (0.0, ())}  # the last that stays → sum and places
+    for _ in range(count):
+        ways = [(before, place) for before in best for place in range(before + 1, min(before + reach, len(scores) - 1) + 1)]
+        best = {
+            place: max((best[before][0] + scores[place], (*best[before][1], place)) for before, to in ways if to == place)
+            for place in {place for _, place in ways}
+        }
+    return max(found for last, found in best.items() if last + reach >= len(scores))[1]
 
 
 def _numbers(given: Any) -> tuple[int, ...]:

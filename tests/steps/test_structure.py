@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, T5Model
 
 from lightune import models
-from lightune.architectures import blocks, share_of, word_embedding
+from lightune.architectures import blocks, share_of, stacks, word_embedding
 from lightune.dimensions import describe, is_native
 from lightune.errors import InputError
 from lightune.exports.onnx import trace, write
@@ -27,6 +27,7 @@ from lightune.recipes import TrainOptions
 from lightune.runtime import load as load_artifact
 from lightune.sources import Source
 from lightune.steps import find_step, make_step, step_name
+from lightune.steps.depth import strongest_spread
 from lightune.training import Training
 
 ROWS = tiny_models.make_rows(12)
@@ -189,6 +190,28 @@ def test_the_first_layer_stays_where_the_configuration_needs_it(
     assert make_step("depth:keep=1,by=influence").plan(start("bert"), importance).layers == (1,)
     assert make_step("depth=1").plan(start("bert"), importance).layers == (0,)
     assert make_step("depth:keep=1,by=task").plan(start("bert"), importance).layers == (0,)
+
+
+def test_an_encoders_layers_go_evenly_where_the_task_alone_would_take_neighbours() -> None:
+    scores = [0.6, 1.1, 0.1, 1.7, 1.8, 1.5]  # the task misses the last three most
+    assert strongest_spread(scores, 3) == (1, 3, 4)
+    for size, count in ((6, 1), (6, 2), (6, 4), (6, 5), (7, 3), (12, 5), (30, 25)):
+        values = np.random.default_rng(size + count).random(size).tolist()
+        gaps = -(-(size - count) // (count + 1))
+        spread = [kept for kept in itertools.combinations(range(size), count) if max(np.diff([-1, *kept, size])) - 1 <= gaps]
+        assert strongest_spread(values, count) == max(spread, key=lambda kept: sum(values[place] for place in kept))
+
+
+@pytest.mark.parametrize(("family", "expected"), [("bert", (1, 2)), ("llama", (2, 3))])
+def test_decoders_lose_the_layers_that_the_task_misses_least(family: str, expected: tuple[int, ...], start: Callable[[str], Model]) -> None:
+    model = start(family)
+    (stack,) = stacks(model.network.backbone)
+    stack.extend([stack[0], stack[1]])
+    importance: Any = SimpleNamespace(blocks=np.array([0.9, 0.1, 0.2, 0.3]), without=np.array([0.1, 0.2, 0.9, 0.8]))
+    assert make_step("depth=2").plan(model, importance).layers == expected
+    assert make_step("depth:keep=2,by=spread").plan(model, importance).layers == (1, 2)
+    assert make_step("depth:keep=2,by=task").plan(model, importance).layers == (2, 3)
+    assert make_step("depth:keep=2,by=influence").plan(model, importance).layers == (0, 3)
 
 
 def test_counts_are_rounded_up_to_what_runtimes_like(start: Callable[[str], Model], importances: Callable[[str], Importance]) -> None:

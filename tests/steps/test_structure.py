@@ -334,7 +334,7 @@ def test_nothing_structural_follows_a_final_step(
         ("depth:layers=2", r"depth:layers is \[2\], expected different numbers from 0 to 1, lowest first"),
         ("depth:layers=1+0", r"depth:layers is \[1, 0\]"),
         ("depth:layers=a+b", "depth:layers is .*, expected numbers of layers from 0, as in 0.2.4"),
-        ("depth:by=luck", "by is 'luck', expected one of auto, influence, task"),
+        ("depth:by=luck", "by is 'luck', expected one of auto, spread, influence, task"),
         ("ffn=0", "keep is 0, expected more than 0"),
         ("ffn:multiple=0", "multiple is 0, expected at least 1"),
         ("heads=half", "keep is 'half'"),

@@ -426,8 +426,10 @@ class Search:
             self.journal.write()
             return
         whole = evaluate(student, self.ground.dev, part="dev", resamples=0)[student.task.primary]
-        if whole < self._reached(number):
-            self.watch(Told(f"Candidate {number}: dev {student.task.primary} {whole:.4f} is lower than before; the earlier weights stay"))
+        if whole < self._least(number):
+            self.watch(
+                Told(f"Candidate {number}: dev {student.task.primary} {whole:.4f} is much lower than before; the earlier weights stay")
+            )
         else:
             with full_disk_told(folder):
                 student.save(folder / "model")
@@ -494,9 +496,12 @@ class Search:
         shutil.rmtree(folder, ignore_errors=True)
         return time.monotonic() - begin - setup
 
-    def _reached(self, number: int) -> float:
-        """The development score of a candidate's model after an earlier rung; below every score where there was none."""
-        return next((point["score"] + point["lost"] for point in self.state["points"] if point["id"] == number), -math.inf)
+    def _least(self, number: int) -> float:
+        """The development score that a candidate's model must reach after another rung: that of before less a standard error, for longer training
+        makes better students in the mean and chance shall not undo it; below every score where there was no rung before."""
+        before = next((point["score"] + point["lost"] for point in self.state["points"] if point["id"] == number), -math.inf)
+        share = min(max(before, 0.0), 1.0)
+        return float(before - math.sqrt(share * (1 - share) / len(self.ground.dev)))
 
     def _record(self, number: int, candidate: Candidate, student: Model, seconds: float, whole: float, stage: str) -> None:
         """Export a student, score the file on the development rows, and put the point among the others; whole: what the model scores there."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import shutil
 import time
 import types
@@ -127,6 +128,18 @@ def test_a_rung_that_went_wrong_leaves_the_earlier_weights(run: Path, monkeypatc
     assert (models.load(run / "candidates" / "0" / "model").network.head.weight == before).all()
     assert search.points == [point]
     assert search.state["done"] == ["0/first", "0/second"]
+    assert search._least(1) == -math.inf
+
+    def change(name: str, student: models.Model, *given: Any) -> float:
+        for item in student.network.head.parameters():
+            item.data.mul_(2)  # the answers stay
+        return 0.0
+
+    point["score"] += 0.3 / len(search.ground.dev)  # by less than chance
+    assert 0 < point["score"] + point["lost"] < 1
+    monkeypatch.setattr(search, "_take_course", change)
+    search._train(0, candidate, "winner")
+    assert (models.load(run / "candidates" / "0" / "model").network.head.weight == 2 * before).all()
 
 
 def test_named_steps_give_a_smaller_proven_file(run: Path) -> None:

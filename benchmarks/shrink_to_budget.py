@@ -7,7 +7,7 @@ one thread, at 99 % of the score. With --peers the same fine-tuned model also go
 the layers that learns from the labels alone, and magnitude pruning; all are scored and timed by the same code.
 Where a peer lies beyond the front, the same run is searched once more for that peer's size and time, else where no point keeps 99 % for half the
 factor (--once leaves that out); its points stand beside the others, as does the whole model in int8. At the end of each search the fine-tuned
-model, the front and the peers are timed in turns; the factors, and who dominates whom, come from these times.
+model, every point and the peers are timed in turns; the factors, and who dominates whom, come from these times.
 Writes benchmarks/results/shrink_to_budget.json, where sets that were not run stay as they are, each with its machine; with --pages also the tables
 of docs/shrinking.md and of both READMEs from it.
 """
@@ -127,14 +127,14 @@ def best_at(searches, keep):
 
 
 def time_together(folder, points, peers):
-    """Milliseconds of the fine-tuned PyTorch model, every point of the front and the peers on the same rows, in turns, medians over the rounds."""
+    """Milliseconds of the fine-tuned PyTorch model, every point and the peers on the same rows, in turns, medians over the rounds."""
     kept = folder / "timed.json"
     if not kept.exists() and not args.collect:
         from lightune import benchmarking, runtime
 
         model, rows = open_model(folder)
         timed = {"reference": model}
-        timed |= {str(point["id"]): runtime.load(folder / point["artifact"], threads=1) for point in points if point["on_front"]}
+        timed |= {str(point["id"]): runtime.load(folder / point["artifact"], threads=1) for point in points}
         timed |= {name: runtime.load(peer["artifact"], threads=1) for name, peer in peers.items()}
         seen = {name: [] for name in timed}
         for _ in range(ROUNDS):

@@ -415,10 +415,10 @@ class Search:
         if seconds < LEAST_SECONDS and not self.epochs and self.state["points"]:
             self.watch(Told(f"Candidate {number}, {stage} rung: left out, for no time is left for it"))
             return
-        left = max(self.seconds - self.elapsed, 0)
+        seconds, left = max(seconds, LEAST_SECONDS), max(self.seconds - self.elapsed, 0)
         self.watch(Told(f"Candidate {number}, {stage} rung, {seconds:.0f} s: {candidate.name} · {left / 60:.0f} min of the search left"))
         begin, folder = time.monotonic(), self._folder(number)
-        student, seconds, trained = self._open(number, candidate, lesson, max(seconds, LEAST_SECONDS))
+        student, seconds, trained = self._open(number, candidate, lesson, seconds)
         rounding = FP32 if candidate.follows is None else exports.find_export(candidate.target).precision
         with simulated(student.network, rounding):
             trained += self._take_course(name, student, lesson, seconds, 1.0 if candidate.stages == 1 else 1 - MIDDLE_SHARE)

@@ -101,11 +101,8 @@ def strongest_spread(scores: Sequence[float], count: int) -> tuple[int, ...]:
     reach = -(-(len(scores) - count) // (count + 1)) + 1  # from one that stays to the next
     best: dict[int, tuple[float, tuple[int, ...]]] = {-1: (0.0, ())}  # the last that stays → sum and places
     for _ in range(count):
-        ways = [(before, place) for before in best for place in range(before + 1, min(before + reach, len(scores) - 1) + 1)]
-        best = {
-            place: max((best[before][0] + scores[place], (*best[before][1], place)) for before, to in ways if to == place)
-            for place in {place for _, place in ways}
-        }
+        ways = {place: [best[before] for before in best if 0 < place - before <= reach] for place in range(len(scores))}
+        best = {place: max((total + scores[place], (*kept, place)) for total, kept in found) for place, found in ways.items() if found}
     return max(found for last, found in best.items() if last + reach >= len(scores))[1]
 
 

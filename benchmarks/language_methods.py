@@ -2,7 +2,8 @@
 
 Usage: python benchmarks/language_methods.py --data DIR --work DIR [--only NAME ...] [--methods SPEC ...] [--steps 300] [--collect]
 DIR/NAME/{train,test}.jsonl. Each method has its own default rate and begins at the same weights, with the same rows in the same order: 8 a
-step, without those of more than --length tokens. Finished runs are kept in WORK and not repeated; --collect runs nothing and only gathers what is there.
+step, without those of more than two characters for each of --length tokens. Finished runs are kept in WORK and not repeated; --collect runs nothing
+and only gathers what is there.
 Writes benchmarks/results/language_methods.json, and the table of docs/which-method.md from it.
 """
 
@@ -14,6 +15,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from machine import describe_machine
 from pages import fill
 
 import lightune
@@ -40,7 +42,8 @@ def write_parts(name: str, folder: Path) -> tuple[Path, Path]:
     paths = []
     for part, count in (("train", 2 * args.steps * args.batch), ("test", args.held)):
         lines = (args.data / name / f"{part}.jsonl").read_text(encoding="utf-8").rstrip("\n").split("\n")  # texts may hold other line ends
-        rows = [json.loads(line) for line in lines[:: max(1, len(lines) // count)][:count]]
+        rows = [row for row in map(json.loads, lines) if len(row[prompt] + row[completion]) <= 2 * args.length]
+        rows = rows[:: max(1, len(rows) // count)][:count]
         paths.append(folder / f"{name}-{part}.jsonl")
         paths[-1].write_text("".join(json.dumps({"prompt": row[prompt], "completion": row[completion]}) + "\n" for row in rows))
     return paths[0], paths[1]
@@ -59,7 +62,7 @@ def fit(name: str, method: str, train: Path, held: Path) -> None:
     )  # fmt: skip
     record, last = run.record, [fact for fact in seen if getattr(fact, "kind", None) == "evaluation"][-1]
     facts = {
-        "set": name, "method": method, "before": record["loss_before"], "after": last.loss,
+        "set": name, "method": method, "before": record["loss_before"], "after": last.loss, "batch": args.batch, "length": args.length, "held_rows": args.held,
         **{key: record[key] for key in ("steps", "trainable_parameters", "seconds", "tokens_per_second", "precision", "device", "alarms")},
     }  # fmt: skip
     kept.write_text(json.dumps(facts) + "\n")
@@ -99,9 +102,8 @@ else:
     found = gather()
     result = {
         "command": "python benchmarks/language_methods.py",
+        "machine": describe_machine(),
         "model": "smollm2-135m",
-        "steps": args.steps,
-        "batch": args.batch,
         "sets": found,
     }
     (Path(__file__).parent / "results" / "language_methods.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -42,7 +42,7 @@ SETS = {
     "mrpc": ("glue_mrpc/train.jsonl", "glue_mrpc/test.jsonl", ["--epochs", "3", "--dev", "glue_mrpc/validation.jsonl"], None),
     "chnsenticorp": (
         "chnsenticorp/train.jsonl", "chnsenticorp/test.jsonl",
-        ["--epochs", "1", "--dev", "chnsenticorp/validation.jsonl", "--max-length", "256", "--model", "albert-tiny-zh"], 4.0,
+        ["--epochs", "3", "--dev", "chnsenticorp/validation.jsonl", "--max-length", "256", "--model", "albert-tiny-zh"], 4.0,
     ),
 }  # fmt: skip
 KEEPS = (0.99, 0.97, 0.95)

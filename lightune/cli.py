@@ -83,6 +83,9 @@ def fit(
     at_least: AtLeast = None, json: Json = False, **options: Any,
 ) -> int:  # fmt: skip
     """Adapt a model to labelled data, export it, measure it and write a report."""
+    if not resume:
+        named = recipes.resolve(recipes.read_recipe(recipe) if recipe else {}, {**options, "train": data})
+        _check_there(named.data.train)
     from lightune import fitting
 
     watcher = terminal.Watcher()
@@ -90,8 +93,6 @@ def fit(
         if resume:
             run = fitting.resume(resume, watch=watcher)
         else:
-            values = recipes.read_recipe(recipe) if recipe else {}
-            named = recipes.resolve(values, {**options, "train": data})
             run = fitting.fit(out=out, recipe=named, overwrite=overwrite, watch=watcher)
     finally:
         watcher.close()
@@ -100,6 +101,15 @@ def fit(
     record = run.record
     terminal.print_json(record) if json else _show_run(run.folder, record)
     return _checked(record["scores"], at_least)
+
+
+def _check_there(data: str | None) -> None:
+    """Refuse a file that is not there at once, for what learns from it takes seconds to import."""
+    from lightune.catalogue import CATALOGUE
+    from lightune.data import check_there
+
+    if data and data not in CATALOGUE:
+        check_there(data)
 
 
 @app.command
@@ -114,6 +124,7 @@ def compare(
     json: Json = False, **options: Any,
 ) -> int:  # fmt: skip
     """Train several methods for the same time on the same data and machine, and tell what each scores and costs."""
+    _check_there(data)
     from lightune import comparing
 
     given = {name: value for name, value in options.items() if value is not None} | ({"time": time} if time else {})

@@ -263,10 +263,20 @@ def test_a_run_folder_that_is_a_file_is_told(tmp_path: Path, capsys: Capture) ->
     assert "not empty" in failure(capsys, "fit", str(data), "--out", str(data))
 
 
+def run_and_tell_imports(*arguments: str) -> tuple[subprocess.CompletedProcess[str], set[str]]:
+    done = subprocess.run([sys.executable, "-X", "importtime", "-m", "lightune", *arguments], capture_output=True, text=True)
+    return done, {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+
+
 def test_help_and_version_need_nothing_heavy() -> None:
     for arguments in (["--help"], ["fit", "--help"], ["--version"]):
-        command = [sys.executable, "-X", "importtime", "-m", "lightune", *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+        done, loaded = run_and_tell_imports(*arguments)
         assert not loaded & {"torch", "transformers", "numpy", "onnxruntime", "sklearn"}
-        assert done.stdout
+        assert done.returncode == 0 and done.stdout
+
+
+@pytest.mark.parametrize("verb", ["fit", "compare"])
+def test_a_file_that_is_not_there_is_told_before_anything_heavy_is_imported(verb: str) -> None:
+    done, loaded = run_and_tell_imports(verb, "nothere.csv")
+    assert done.returncode == 2 and "There is no file nothere.csv" in done.stderr
+    assert not loaded & {"torch", "transformers", "onnxruntime", "sklearn"}

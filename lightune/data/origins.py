@@ -64,6 +64,16 @@ def table(source: Any, name: str) -> Table:
     )
 
 
+def check_there(source: str) -> None:
+    """Refuse a path where nothing lies; a hub name is not asked for.
+
+    Raises:
+        InputError: no such file.
+    """
+    if not source.startswith("hub:"):
+        _existing(Path(source).expanduser())
+
+
 def _existing(path: Path) -> Path:
     if path.exists():
         return path

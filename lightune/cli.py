@@ -90,10 +90,7 @@ def fit(
 
     watcher = terminal.Watcher()
     try:
-        if resume:
-            run = fitting.resume(resume, watch=watcher)
-        else:
-            run = fitting.fit(out=out, recipe=named, overwrite=overwrite, watch=watcher)
+        run = fitting.resume(resume, watch=watcher) if resume else fitting.fit(out=out, recipe=named, overwrite=overwrite, watch=watcher)
     finally:
         watcher.close()
     if not fitting.is_leader():

@@ -272,11 +272,13 @@ def test_help_and_version_need_nothing_heavy() -> None:
     for arguments in (["--help"], ["fit", "--help"], ["--version"]):
         done, loaded = run_and_tell_imports(*arguments)
         assert not loaded & {"torch", "transformers", "numpy", "onnxruntime", "sklearn"}
-        assert done.returncode == 0 and done.stdout
+        assert done.returncode == 0
+        assert done.stdout
 
 
 @pytest.mark.parametrize("verb", ["fit", "compare"])
 def test_a_file_that_is_not_there_is_told_before_anything_heavy_is_imported(verb: str) -> None:
     done, loaded = run_and_tell_imports(verb, "nothere.csv")
-    assert done.returncode == 2 and "There is no file nothere.csv" in done.stderr
+    assert done.returncode == 2
+    assert "There is no file nothere.csv" in done.stderr
     assert not loaded & {"torch", "transformers", "onnxruntime", "sklearn"}

@@ -122,7 +122,9 @@ class Budget:
     percentile: str = option("p50", "which latency max-ms limits: the median or the 95th percentile", choices=("p50", "p95"))
     max_ram: float | None = option(None, "megabytes of resident memory of a process that answers", above=0)
     keep: float | None = option(None, "share of the reference score to keep, as in 0.99", above=0, high=1.2)
-    time: str | None = option(None, "time for the whole search, in which the run's own training does not count, as in 90s, 20min or 1h [default: 20min]")
+    time: str | None = option(
+        None, "time for the whole search, in which the run's own training does not count, as in 90s, 20min or 1h [default: 20min]"
+    )
     bench_threads: int = option(1, "threads for which max-ms holds", low=1)
     bench_batch: int = option(1, "texts at once for which max-ms holds", low=1)
     bench_length: int | None = option(None, "tokens a text for which max-ms holds; the data's own texts by default", low=1)

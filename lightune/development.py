@@ -36,8 +36,16 @@ class Judge(Protocol):
         """What the metric is where nothing has been learned: a run must end with a better one."""
         ...
 
+    def keep(self) -> None:
+        """The weights that were scored last are the best so far."""
+        ...
+
     def calibrate(self) -> None:
-        """Fit the model's temperature or thresholds, where it has any."""
+        """Fit the temperature or thresholds of a model that holds its best weights again, where it has any."""
+        ...
+
+    def final(self) -> float:
+        """The primary metric of the model that was calibrated."""
         ...
 
 
@@ -47,6 +55,9 @@ class LabelJudge:
     targets: those of the training rows, [n] or [n, k]; what a model would answer that knows only how often they occur is the ignorant score.
     answer: gives the logits of the development rows; may be exchanged by what gives the same ones faster.
     """
+
+    last: np.ndarray | None = None  # logits of the weights that were scored last, and of the best, which are not read again at the end
+    best: np.ndarray | None = None
 
     def __init__(self, model: Model, examples: Sequence[Example], targets: np.ndarray) -> None:
         self.model, self.examples = model, examples
@@ -64,7 +75,11 @@ class LabelJudge:
         return [*self.task.score(outputs, self.targets), *self.task.rank(outputs, self.targets), "loss"]
 
     def scores(self, metric: str) -> dict[str, float]:
-        return self._judged(self.answer(), metric)
+        self.last = self.answer()
+        return self._judged(self.last, metric)
+
+    def keep(self) -> None:
+        self.best = self.last
 
     def ignorant(self, metric: str) -> float:
         """The score of the best constant answer."""
@@ -78,7 +93,12 @@ class LabelJudge:
         return self._judged(np.tile(row.astype(np.float32), (len(self.examples), 1)), metric)[metric]
 
     def calibrate(self) -> None:
-        self.model.task = self.model.task.calibrate(self.answer(), self.targets)
+        self.best = self.answer() if self.best is None else self.best
+        self.model.task = self.model.task.calibrate(self.best, self.targets)
+
+    def final(self) -> float:
+        logits = self.answer() if self.best is None else self.best
+        return float(self.model.task.score(logits, self.targets)[self.primary])
 
     def _judged(self, logits: np.ndarray, metric: str) -> dict[str, float]:
         """The quick metrics and the loss, and those that sort only where one of them is asked for."""

@@ -241,8 +241,14 @@ class LossJudge:
         """The loss or perplexity of the base."""
         return self.before if metric == "loss" else math.exp(min(self.before, 80.0))
 
+    def keep(self) -> None:
+        """Nothing: what was scored is not kept."""
+
     def calibrate(self) -> None:
         """Nothing: a token's probability is what was learned."""
+
+    def final(self) -> float:
+        return self.scores(self.primary)[self.primary]
 
 
 def generator_of(model: Model, *, name: str | None = None) -> TorchGenerator:

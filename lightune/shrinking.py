@@ -392,7 +392,7 @@ class Search:
     @property
     def _overhead(self) -> float:
         """Seconds that a rung takes beside its training, as the last ones did."""
-        return max(self.state["overheads"][-3:], default=OVERHEAD_SECONDS)
+        return float(np.median(self.state["overheads"][-3:])) if self.state["overheads"] else OVERHEAD_SECONDS
 
     def _share(self, stage: str) -> float:
         """Seconds of training for a rung that begins, which then no longer counts among those to come."""
@@ -421,11 +421,11 @@ class Search:
         student, seconds, trained = self._open(number, candidate, lesson, seconds)
         rounding = FP32 if candidate.follows is None else exports.find_export(candidate.target).precision
         with simulated(student.network, rounding):
-            trained += self._take_course(name, student, lesson, seconds, 1.0 if candidate.stages == 1 else 1 - MIDDLE_SHARE)
+            last, whole = self._take_course(name, student, lesson, seconds, 1.0 if candidate.stages == 1 else 1 - MIDDLE_SHARE)
         if self.stopping:
             self.journal.write()
             return
-        whole = evaluate(student, self.ground.dev, part="dev", resamples=0)[student.task.primary]
+        trained += last
         if whole < self._least(number):
             self.watch(
                 Told(f"Candidate {number}: dev {student.task.primary} {whole:.4f} is much lower than before; the earlier weights stay")
@@ -460,7 +460,7 @@ class Search:
                 continue
             students.cut(student, specs, lesson.weigh)
             self.watch(Told(f"Candidate {number} comes by way of {' · '.join(specs)}"))
-            trained += self._take_course(name, student, lesson, seconds * share, share)
+            trained += self._take_course(name, student, lesson, seconds * share, share)[0]
             if self.stopping:
                 return student, seconds, trained
             with full_disk_told(folder):
@@ -469,16 +469,16 @@ class Search:
             self.journal.write()
         return students.cut(student, last, lesson.weigh), seconds * (1 - MIDDLE_SHARE), trained
 
-    def _take_course(self, name: str, student: Model, lesson: students.Lesson, seconds: float, share: float) -> float:
+    def _take_course(self, name: str, student: Model, lesson: students.Lesson, seconds: float, share: float) -> tuple[float, float]:
         """Let a student learn for some time, or go on where it was stopped; at the end it holds its best weights.
 
         share: of the epochs that were asked for, where they were.
 
         Returns:
-            Seconds of training in this sitting.
+            Seconds of training in this sitting, and the development score of the best weights; nan where it was stopped.
         """
         if self.stopping:
-            return 0.0
+            return 0.0, math.nan
         begin, number = time.monotonic(), int(name.partition("/")[0])
         course = students.open_course(
             student, lesson, self.ground.dev, self.ground.recipe.distill, self._train_options(self._was_made(number)), teachers=self.ground.teachers,
@@ -492,9 +492,9 @@ class Search:
         for fact in course.steps(folder, students.CHECKPOINT_SECONDS, lambda: self.stopping, None if self.epochs else seconds):
             self.watch(fact)
         if self.stopping:
-            return 0.0
+            return 0.0, math.nan
         shutil.rmtree(folder, ignore_errors=True)
-        return time.monotonic() - begin - setup
+        return time.monotonic() - begin - setup, course.final()
 
     def _least(self, number: int) -> float:
         """The development score that a candidate's model must reach after another rung: that of before less a standard error, for longer training

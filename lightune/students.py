@@ -174,6 +174,10 @@ class Course:
         if self.training.stopping:
             self.training.save(folder)
 
+    def final(self) -> float:
+        """The development score of the best weights when `steps` has ended: the primary metric, as the calibrated model answers."""
+        return self.training.judge.final()
+
 
 def open_course(
     student: Model,

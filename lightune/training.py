@@ -447,6 +447,7 @@ class Training:
         if better:
             self.best_value, self.since_best, self.since_drop = value, 0, 0
             self.best = {name: item.detach().clone() for name, item in self.model.trainable().items()}
+            self.judge.keep()
         else:
             self.since_best, self.since_drop = self.since_best + 1, self.since_drop + 1
             if self.options.schedule == "plateau" and self.since_drop > PLATEAU_PATIENCE:

@@ -119,9 +119,15 @@ def test_a_rung_that_went_wrong_leaves_the_earlier_weights(run: Path, monkeypatc
     before = models.load(run / "candidates" / "0" / "model").network.head.weight
     (point,) = search.points
 
-    def spoil(name: str, student: models.Model, *given: Any) -> float:
+    def score(student: models.Model) -> float:
+        return evaluate(student, search.ground.dev, resamples=0)[student.task.primary]
+
+    # what the course says of the best weights is what these score
+    assert point["score"] + point["lost"] == pytest.approx(score(models.load(run / "candidates" / "0" / "model")), abs=1e-6)
+
+    def spoil(name: str, student: models.Model, *given: Any) -> tuple[float, float]:
         student.network.head.weight.data.neg_()
-        return 0.0
+        return 0.0, score(student)
 
     monkeypatch.setattr(search, "_take_course", spoil)
     search._train(0, candidate, "second")
@@ -130,10 +136,10 @@ def test_a_rung_that_went_wrong_leaves_the_earlier_weights(run: Path, monkeypatc
     assert search.state["done"] == ["0/first", "0/second"]
     assert search._least(1) == -math.inf
 
-    def change(name: str, student: models.Model, *given: Any) -> float:
+    def change(name: str, student: models.Model, *given: Any) -> tuple[float, float]:
         for item in student.network.head.parameters():
             item.data.mul_(2)  # the answers stay
-        return 0.0
+        return 0.0, score(student)
 
     point["score"] += 0.3 / len(search.ground.dev)  # by less than chance
     assert 0 < point["score"] + point["lost"] < 1

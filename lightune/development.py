@@ -93,12 +93,15 @@ class LabelJudge:
         return self._judged(np.tile(row.astype(np.float32), (len(self.examples), 1)), metric)[metric]
 
     def calibrate(self) -> None:
-        self.best = self.answer() if self.best is None else self.best
-        self.model.task = self.model.task.calibrate(self.best, self.targets)
+        self.model.task = self.model.task.calibrate(self._read_best(), self.targets)
 
     def final(self) -> float:
-        logits = self.answer() if self.best is None else self.best
-        return float(self.model.task.score(logits, self.targets)[self.primary])
+        return float(self.model.task.score(self._read_best(), self.targets)[self.primary])
+
+    def _read_best(self) -> np.ndarray:
+        """The logits of the best weights, which the model holds where none were kept."""
+        self.best = self.answer() if self.best is None else self.best
+        return self.best
 
     def _judged(self, logits: np.ndarray, metric: str) -> dict[str, float]:
         """The quick metrics and the loss, and those that sort only where one of them is asked for."""

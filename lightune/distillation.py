@@ -75,7 +75,7 @@ def read_logits(teachers: Sequence[Model], encoded: Encoded) -> np.ndarray:
     """The mean logits of teachers for rows, float32 [n, k]."""
     logits = np.zeros((len(encoded), teachers[0].answers.outputs), dtype=np.float32)
     for teacher in teachers:
-        with _hurried(teacher.network):
+        with hurried(teacher.network):
             for rows, found in teacher.read(encoded, partial(_read, teacher.network, states=())):
                 logits[rows] += found["logits"].cpu().numpy() / len(teachers)
     return logits
@@ -161,7 +161,7 @@ def _record(teachers: Sequence[Model], encoded: Encoded, folder: Path, states: S
         name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float16, (int(offsets[-1]), width.hidden_size)) for name in states
     }
     for teacher in teachers:
-        with _hurried(teacher.network):
+        with hurried(teacher.network):
             for rows, found in teacher.read(encoded, partial(_read, teacher.network, states=states if teacher is first else ())):
                 logits[rows] += found.pop("logits").cpu().numpy() / len(teachers)
                 for name, vectors in found.items():
@@ -175,8 +175,8 @@ def _record(teachers: Sequence[Model], encoded: Encoded, folder: Path, states: S
 
 
 @contextmanager
-def _hurried(network: Network) -> Iterator[None]:
-    """bf16 where this device is faster with it: what a teacher says moves by far less than a student misses it by."""
+def hurried(network: Network) -> Iterator[None]:
+    """bf16 for what a teacher reads, where this device is faster with it: what it says moves by far less than a student misses it by."""
     device, config = next(network.parameters()).device, network.backbone.config
     if config.hidden_size < WIDE or not bf16_is_faster(device, config.hidden_size):  # type: ignore[union-attr, arg-type, operator]
         yield

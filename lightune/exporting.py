@@ -51,6 +51,7 @@ def export(
     name: str | None = None,
     graph: ir.Model | None = None,
     spares: bool = True,
+    resamples: int = 300,
     tell: Tell = lambda _: None,
 ) -> dict[str, Any]:
     """Write the model for a target, prove that the file answers as the model does, score and time it.
@@ -62,6 +63,7 @@ def export(
         name: what the artefact calls itself; the base's name by default.
         graph: that of the folded network, from `exports.onnx.trace`, so that several targets cost one trace.
         spares: keep the matrices that the answers depend on most in more bits, where the file would not answer as the model does.
+        resamples: behind the interval of each score; see `evaluate`.
 
     Returns:
         The artefact's entry of `run.json`; `spared` names what has more bits than the target says.
@@ -87,7 +89,7 @@ def export(
             parity = _write(found, merged, graph, given)
             tell(f"{target} answers as the model does with more bits for {', '.join(spared)}")
     artifact = load_artifact(folder, threads=1)
-    scores = evaluate(artifact, test) if len(test) else None
+    scores = evaluate(artifact, test, resamples=resamples) if len(test) else None
     tell(f"Timing {target} on one thread")
     facts = benchmarking.measure(artifact, rows, folder)
     kept = None

@@ -6,6 +6,7 @@ Nothing here trains or measures: costs come from a table, damage from importance
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product, zip_longest
@@ -160,6 +161,29 @@ def on_front(points: Sequence[Mapping[str, Any]]) -> list[bool]:
         return min(gains) >= 0 and max(gains) > 0
 
     return [not any(beats(one, point) for one in points) for point in points]
+
+
+def standard_error(score: float, rows: int) -> float:
+    """By how much chance moves a score on so many rows, as if it were the share of them that is right."""
+    share = min(max(score, 0.0), 1.0)
+    return math.sqrt(share * (1 - share) / rows)
+
+
+def settle_ties(points: Sequence[Mapping[str, Any]], damages: Sequence[float], rows: int) -> list[Mapping[str, Any]]:
+    """Points, the best first, in a new order of those that hold the limits and are within a standard error of the best: the least damaged first.
+
+    Scores that chance alone may have put apart decide nothing (the one-standard-error rule; Breiman et al. 1984, Classification and Regression
+    Trees, 3.4.3): students that have seen few rows are all as good as guessing, whatever they are worth.
+
+    Args:
+        damages: predicted, by the candidates' numbers. rows: of the development part, on which the scores were found.
+    """
+    near = [
+        point
+        for point in points
+        if all(point["holds"].values()) and point["score"] >= points[0]["score"] - standard_error(points[0]["score"], rows)
+    ]
+    return [*sorted(near, key=lambda point: damages[point["id"]]), *(point for point in points if point not in near)]
 
 
 def plan_rungs(still: int, regular: int, *, gradual: bool = False) -> list[Rung]:

@@ -448,17 +448,17 @@ class Search:
         folder = self._folder(number)
         if self._was_made(number):
             return models.load(folder / "model"), seconds, 0.0
-        steps = cuts_of(candidate)
+        steps, fit = cuts_of(candidate), self.ground.recipe.distill.reconstruct
         if candidate.stages == 1:
-            return students.make_student(lesson, steps), seconds, 0.0
+            return students.make_student(lesson, steps, fit=fit), seconds, 0.0
         *middle, last = planning.divide_steps(Shape.of(lesson.teacher), steps, candidate.stages)
-        student, trained, share = lesson.teacher.copy(), 0.0, MIDDLE_SHARE / max(len(middle), 1)
+        student, trained, share = lesson.teacher, 0.0, MIDDLE_SHARE / max(len(middle), 1)
         for place, specs in enumerate(middle):
             name, kept = f"{number}/middle {place + 1}", folder / f"middle-{place + 1}"
             if name in self.state["done"]:
                 student = models.load(kept)
                 continue
-            students.cut(student, specs, lesson.weigh)
+            student = students.make_student(lesson, specs, student, fit=fit)
             self.watch(Told(f"Candidate {number} comes by way of {' · '.join(specs)}"))
             trained += self._take_course(name, student, lesson, seconds * share, share)[0]
             if self.stopping:
@@ -467,7 +467,7 @@ class Search:
                 student.save(kept)
             self.state["done"].append(name)
             self.journal.write()
-        return students.cut(student, last, lesson.weigh), seconds * (1 - MIDDLE_SHARE), trained
+        return students.make_student(lesson, last, student, fit=fit), seconds * (1 - MIDDLE_SHARE), trained
 
     def _take_course(self, name: str, student: Model, lesson: students.Lesson, seconds: float, share: float) -> tuple[float, float]:
         """Let a student learn for some time, or go on where it was stopped; at the end it holds its best weights.
@@ -500,8 +500,7 @@ class Search:
         """The development score that a candidate's model must reach after another rung: that of before less a standard error, for longer training
         makes better students in the mean and chance shall not undo it; below every score where there was no rung before."""
         before = next((point["score"] + point["lost"] for point in self.state["points"] if point["id"] == number), -math.inf)
-        share = min(max(before, 0.0), 1.0)
-        return float(before - math.sqrt(share * (1 - share) / len(self.ground.dev)))
+        return float(before - planning.standard_error(before, len(self.ground.dev)))
 
     def _record(self, number: int, candidate: Candidate, student: Model, seconds: float, whole: float, stage: str) -> None:
         """Export a student, score the file on the development rows, and put the point among the others; whole: what the model scores there."""
@@ -539,7 +538,15 @@ class Search:
             passing = folder.with_name(f"artifact-{len(target)}")
             try:
                 entry = exporting.export(
-                    student, target, passing, dev=self.ground.dev, test=self.ground.dev, name=folder.parent.name, graph=graph, spares=False
+                    student,
+                    target,
+                    passing,
+                    dev=self.ground.dev,
+                    test=self.ground.dev,
+                    name=folder.parent.name,
+                    graph=graph,
+                    spares=False,
+                    resamples=0,
                 )
             except CheckFailed as error:
                 self.watch(Told(str(error), "warning"))
@@ -601,8 +608,10 @@ class Search:
 
     def _best(self, numbers: Sequence[int], count: int) -> list[int]:
         """The best of some candidates so far: those that hold the limits first, then the higher score; without limits, the smallest that keep."""
-        points = [point for point in self.state["points"] if point["id"] in numbers]
-        return [point["id"] for point in sorted(points, key=self.rank)[:count]]
+        points = sorted((point for point in self.state["points"] if point["id"] in numbers), key=self.rank)
+        if {"max_mb", "max_ms"} & set(self.limits):
+            points = planning.settle_ties(points, [float(item["damage"]) for item in self.state["candidates"]], len(self.ground.dev))
+        return [point["id"] for point in points[:count]]
 
     def rank(self, point: Mapping[str, Any]) -> tuple[float, ...]:
         """What a point is sorted by, the best first."""

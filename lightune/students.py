@@ -16,6 +16,7 @@ from lightune.data import Example
 from lightune.errors import LightuneError
 from lightune.models import Model, load_language_model
 from lightune.recipes import DistillOptions, TrainOptions
+from lightune.reconstruction import can_reconstruct, reconstruct
 from lightune.runtime.tokenization import Encoded
 from lightune.steps import make_step
 from lightune.training import Evaluation, Objective, Rows, Step, Training
@@ -112,9 +113,18 @@ def weigh_once(
     return weighed[leave_out]
 
 
-def make_student(lesson: Lesson, steps: Sequence[str]) -> Model:
-    """A copy of the lesson's teacher after some steps: see `cut`."""
-    return cut(lesson.teacher.copy(), steps, lesson.weigh)
+def make_student(lesson: Lesson, steps: Sequence[str], before: Model | None = None, *, fit: bool = True) -> Model:
+    """A smaller copy of a model after some steps: see `cut`.
+
+    Args:
+        before: an earlier student of the lesson; its teacher by default.
+        fit: give what is left the weights that come nearest to what the model did, where that can be told: see `reconstruct`.
+    """
+    before = before or lesson.teacher
+    student = cut(before.copy(), steps, lesson.weigh)
+    if fit and can_reconstruct(before, student.changes[len(before.changes) :]):
+        reconstruct(student, before, lesson.rows.encoded)
+    return student
 
 
 def cut(student: Model, steps: Sequence[str], weigh: Weigh) -> Model:

@@ -50,6 +50,7 @@ FLOORS = (
         "importance",
         "augmentation",
         "distillation",
+        "reconstruction",
         "token_distillation",
         "contrast",
         "adapters",

@@ -99,6 +99,19 @@ def test_the_front_holds_what_nothing_beats() -> None:
     assert planning.on_front(points) == [True, False, True, True, True, False]
 
 
+def test_chance_does_not_choose_among_students_that_all_guess() -> None:
+    def point(number: int, score: float, holds: bool = True) -> dict[str, object]:
+        return {"id": number, "score": score, "holds": {"mb": holds}}
+
+    def order(*points: dict[str, object], rows: int) -> list[object]:
+        return [point["id"] for point in planning.settle_ties(points, [0.5, 0.6, 0.4, 0.1], rows)]
+
+    guesses = (point(1, 0.70), point(0, 0.69), point(2, 0.66), point(3, 0.90, holds=False))
+    assert order(*guesses, rows=400) == [0, 1, 2, 3], "a standard error of 400 rows is 0.023"
+    assert order(*guesses, rows=100) == [2, 0, 1, 3], "one of 100 rows is 0.046 and puts no two of those that hold apart"
+    assert order(*guesses, rows=10**6) == [1, 0, 2, 3], "with many rows the score decides"
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_half_of_the_time_or_more_is_the_winners(count: int) -> None:
     rungs = planning.plan_rungs(0, count)

@@ -5,12 +5,13 @@ It looks at structure, not at names of families, and says so loudly where the st
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -193,6 +194,23 @@ def longest_input(config: object) -> int | None:
         padding = getattr(config, "pad_token_id", None)
         size = size and size - (1 if padding is None else padding) - 1
     return size
+
+
+def stream_of(output: Any) -> Tensor:
+    """The residual stream among what a block gives."""
+    found: Tensor = output[0] if isinstance(output, tuple) else output
+    return found
+
+
+@contextmanager
+def hooked(hooks: Iterable[Any]) -> Iterator[None]:
+    """While hooks on modules are registered, which they are at the beginning."""
+    handles = list(hooks)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def share_of(module: nn.Module, trainable_only: bool = False) -> int:

@@ -46,6 +46,7 @@ def export(
     *,
     dev: Sequence[Example],
     test: Sequence[Example],
+    timed: Sequence[Example] = (),
     sample: Sequence[Example] = (),
     reference: Scores | None = None,
     name: str | None = None,
@@ -57,7 +58,8 @@ def export(
     """Write the model for a target, prove that the file answers as the model does, score and time it.
 
     Args:
-        dev: rows for the parity check and the timing. test: labelled rows for the score; may be empty.
+        dev: rows for the parity check. test: labelled rows for the score; may be empty.
+        timed: rows for the timing; those of the test by default, as `measure_reference` is given them, else those of the parity check.
         sample: rows, labelled or not, on which the ranges of activations are seen where these are quantized; `dev` by default.
         reference: the model's own scores on `test`, from which the kept share is computed.
         name: what the artefact calls itself; the base's name by default.
@@ -91,7 +93,7 @@ def export(
     artifact = load_artifact(folder, threads=1)
     scores = evaluate(artifact, test, resamples=resamples) if len(test) else None
     tell(f"Timing {target} on one thread")
-    facts = benchmarking.measure(artifact, rows, folder)
+    facts = benchmarking.measure(artifact, list(timed[:PARITY_ROWS] or test[:PARITY_ROWS]) or rows, folder)
     kept = None
     if scores and reference and reference[reference.primary]:
         kept = round(scores[scores.primary] / reference[reference.primary], 6)

@@ -170,7 +170,7 @@ class _Meter:
     def read(self, sample: _Sample) -> float:
         """Every row once, forward and backward; gives the mean loss."""
         total = 0.0
-        with _hooked(self._hooks()):
+        with architectures.hooked(self._hooks()):
             for batch, losses in sample.batches():
                 self.layer, self.mask = 0, batch.get("attention_mask")
                 self.tokens += int(batch["input_ids"].numel() if self.mask is None else self.mask.sum())
@@ -196,7 +196,7 @@ class _Meter:
         return stream, *inputs[1:]
 
     def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        cosine = torch.cosine_similarity(self.before, _stream(output).detach(), -1)
+        cosine = torch.cosine_similarity(self.before, architectures.stream_of(output).detach(), -1)
         self.similar[self.layer] += float((cosine if self.mask is None else cosine * self.mask).sum())
         self.layer += 1
 
@@ -247,16 +247,11 @@ def _loss_without(sample: _Sample, skipped: set[int]) -> float:
 
     total = 0.0
     hooks = (block.register_forward_hook(skip) for block in architectures.blocks(sample.model.network.backbone))
-    with torch.no_grad(), _hooked(hooks):
+    with torch.no_grad(), architectures.hooked(hooks):
         for _, losses in sample.batches():
             layer = -1
             total += float(losses().sum())
     return total / len(sample.places)
-
-
-def _stream(output: Any) -> Tensor:
-    """The residual stream among what a block gives."""
-    return output[0] if isinstance(output, tuple) else output
 
 
 @contextmanager
@@ -271,13 +266,3 @@ def _still(network: Network) -> Iterator[None]:
         network.train(mode)
         for item in trained:
             item.requires_grad_(True)
-
-
-@contextmanager
-def _hooked(hooks: Iterator[Any]) -> Iterator[None]:
-    handles = list(hooks)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -308,7 +308,7 @@ class Search:
                 student = models.load(learned)
             else:
                 self.watch(Told(f"Measuring what each part is worth, and cutting {' · '.join(cuts) or 'nothing but the vocabulary'}"))
-                student = students.cut(lesson.teacher.copy(), cuts, lesson.weigh)
+                student = students.make_student(lesson, cuts, fit=self.ground.recipe.distill.reconstruct)
             with full_disk_told(start):
                 student.save(start)
         return models.load(start)

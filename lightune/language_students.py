@@ -19,7 +19,7 @@ from lightune.methods import make_method
 from lightune.models import Model
 from lightune.networks import tensors
 from lightune.recipes import DistillOptions, Recipe, TrainOptions
-from lightune.runtime.tokenization import batches
+from lightune.runtime.tokenization import Encoded, batches
 from lightune.steps import make_step
 from lightune.students import Course, weigh_once
 from lightune.supervision import Supervised
@@ -56,6 +56,11 @@ class LanguageLesson:
         """The training rows."""
         return self.data.rows["train"]
 
+    @property
+    def encoded(self) -> Encoded:
+        """The training rows' tokens."""
+        return language.encode_rows(self.rows).encoded
+
     def weigh(self, student: Model, leave_out: bool) -> importance.Importance:
         """What each part of a student is worth to the loss of the training answers."""
         return weigh_once(student, leave_out, self.teacher, self.weighed, self._measure)
@@ -77,7 +82,7 @@ class LanguageLesson:
         return observe_tokens(self.teacher.network, counts, key, self._read, self.folder, temperature)
 
     def _read(self) -> Read:
-        network, encoded = self.teacher.network, language.encode_rows(self.rows).encoded
+        network, encoded = self.teacher.network, self.encoded
         network.eval()
         for places in batches([len(ids) for ids in encoded.ids], READ_ROWS, READ_TOKENS):
             ids = tensors(self.teacher.encoder.pad(encoded, places), self.teacher.device)["input_ids"]

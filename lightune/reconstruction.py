@@ -78,7 +78,7 @@ def reconstruct(student: Model, before: Model, encoded: Encoded) -> Model:
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class _Call:
     """What a block is given: the residual stream [b, s, d], and the rest."""
 
     stream: Tensor
@@ -87,7 +87,7 @@ class Call:
 
     def ask(self, block: nn.Module) -> Tensor:
         """The stream that the block makes of it."""
-        return _stream(block(self.stream, *self.args, **self.options))
+        return architectures.stream_of(block(self.stream, *self.args, **self.options))
 
 
 class _Fit:
@@ -103,11 +103,11 @@ class _Fit:
         self.done: set[nn.Module] = set()
         self.waiting: tuple[nn.Module, Tensor] | None = None  # a writer that has run, and what it was given
 
-    def run(self, call: Call) -> Tensor:
+    def run(self, call: _Call) -> Tensor:
         """Ask the block again after every writer that was fitted, until nothing is left to fit; gives the stream behind it."""
         while True:
             self.waiting = None
-            with _hooked(self._hooks()), suppress(_Enough):
+            with architectures.hooked(self._hooks()), suppress(_Enough):
                 return call.ask(self.block)
 
     def _hooks(self) -> Iterator[Any]:
@@ -118,7 +118,7 @@ class _Fit:
                 yield layer.register_forward_hook(self._wait)
         for norm in architectures.norms(self.block):
             yield norm.register_forward_pre_hook(lambda norm, inputs: self._fit_writer(self.names[norm], inputs[0]))
-        yield self.block.register_forward_hook(lambda block, inputs, output: self._fit_writer("", _stream(output)))
+        yield self.block.register_forward_hook(lambda block, inputs, output: self._fit_writer("", architectures.stream_of(output)))
 
     def _fit_reader(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
         if layer not in self.done:
@@ -154,7 +154,7 @@ def _improve(layer: nn.Module, given: Tensor, gap: Tensor) -> None:
         bias.add_(change[-1].to(bias.dtype))
 
 
-def _goals(block: nn.Module, call: Call, mask: Tensor, rows: Mapping[str, Tensor], stream: Tensor) -> Goals:
+def _goals(block: nn.Module, call: _Call, mask: Tensor, rows: Mapping[str, Tensor], stream: Tensor) -> Goals:
     """What a block of the model before does, as far as a student has the entries.
 
     rows: by a reader's name, which entries of what it gives. stream: which dimensions of the residual stream.
@@ -176,7 +176,7 @@ def _goals(block: nn.Module, call: Call, mask: Tensor, rows: Mapping[str, Tensor
 
     width = _rows(architectures.feed_forward(block)[-1]).shape[0]
     norms = [part for part in architectures.norms(block) if getattr(part, "weight", stream).shape[0] == width]  # not those inside heads
-    with _hooked(hooks()):
+    with architectures.hooked(hooks()):
         keep("", call.ask(block), stream)
     return found
 
@@ -188,7 +188,7 @@ def _trace(network: Network, steps: Sequence[Any]) -> tuple[list[int], list[dict
         The numbers of the student's blocks in the network; for each, by the name of a matrix that reads, the numbers of the entries that it
         still gives; and those of the dimensions of the residual stream.
     """
-    numbered = copy.deepcopy(network)
+    numbered = copy.deepcopy(network).float()  # which holds such numbers exactly
     numbers = {block: number for number, block in enumerate(architectures.blocks(numbered.backbone))}
     with torch.no_grad():
         for block in numbers:
@@ -226,17 +226,17 @@ def _sample(model: Model, encoded: Encoded) -> dict[str, Tensor]:
     return tensors(model.encoder.pad(encoded, places), model.device)
 
 
-def _enter(network: Network, batch: dict[str, Tensor], blocks: Sequence[nn.Module]) -> list[Call]:
+def _enter(network: Network, batch: dict[str, Tensor], blocks: Sequence[nn.Module]) -> list[_Call]:
     """What some blocks are given, in their order, when a network reads a batch, which it does as far as the last of them."""
-    calls: list[Call] = []
+    calls: list[_Call] = []
 
     def note(block: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         forget = [None if isinstance(value, Cache) else value for value in args[1:]]  # a block is asked more than once
-        calls.append(Call(args[0], tuple(forget), {name: None if isinstance(value, Cache) else value for name, value in options.items()}))
+        calls.append(_Call(args[0], tuple(forget), {name: None if isinstance(value, Cache) else value for name, value in options.items()}))
         if block is blocks[-1]:
             raise _Enough
 
-    with _hooked(block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks), suppress(_Enough):
+    with architectures.hooked(block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks), suppress(_Enough):
         network.read(**batch)
     return calls
 
@@ -244,12 +244,6 @@ def _enter(network: Network, batch: dict[str, Tensor], blocks: Sequence[nn.Modul
 def _tokens(values: Tensor, mask: Tensor) -> Tensor:
     """What belongs to the texts' own tokens, [tokens, d] of [b, s, d], in fp32."""
     return values[mask].float()
-
-
-def _stream(output: Any) -> Tensor:
-    """The residual stream among what a block gives."""
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found
 
 
 @contextmanager
@@ -261,13 +255,3 @@ def _still(network: Network) -> Iterator[None]:
         yield
     finally:
         network.train(mode)
-
-
-@contextmanager
-def _hooked(hooks: Iterator[Any]) -> Iterator[None]:
-    handles = list(hooks)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

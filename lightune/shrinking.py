@@ -93,6 +93,11 @@ class Ground:
     reference: dict[str, Any]
     reading: float  # seconds in which the model answers the rows of the proof
 
+    @property
+    def proof(self) -> Sequence[Example]:
+        """The rows of the proof, on which the reference and every file are timed: those of the test, or of the development part."""
+        return self.test if len(self.test) else self.dev
+
 
 def shrink(
     folder: str | Path,
@@ -379,7 +384,7 @@ class Search:
         if self.budget.table:
             return CostTable.from_dict(json.loads(Path(self.budget.table).read_text(encoding="utf-8")))
         return probes.measure_table(
-            self.ground.model, self.ground.dev, threads=self.budget.bench_threads, batch=self.budget.bench_batch,
+            self.ground.model, self.ground.proof, threads=self.budget.bench_threads, batch=self.budget.bench_batch,
             length=self.budget.bench_length, tell=lambda text: self.watch(Told(text)),
         )  # fmt: skip
 
@@ -543,6 +548,7 @@ class Search:
                     passing,
                     dev=self.ground.dev,
                     test=self.ground.dev,
+                    timed=self.ground.proof,
                     name=folder.parent.name,
                     graph=graph,
                     spares=False,
@@ -591,11 +597,11 @@ class Search:
             for _ in range(LOOKS):  # other work on the machine only slows: look again where the time is not as predicted, or not as asked
                 if seen <= beyond:
                     break
-                again = benchmarking.latency(load_artifact(folder, threads=1), self.ground.dev[: exporting.PARITY_ROWS])
+                again = benchmarking.latency(load_artifact(folder, threads=1), self.ground.proof[: exporting.PARITY_ROWS])
                 seen = min(seen, float(getattr(again, budget.percentile)))
             return seen
         artifact = load_artifact(folder, threads=budget.bench_threads)
-        rows: Sequence[Any] = self.ground.dev
+        rows: Sequence[Any] = self.ground.proof
         if budget.bench_length:
             texts = [[row.text, row.pair] for row in rows[: exporting.PARITY_ROWS]]
             rows = [stretch_text(artifact.encoder, texts, budget.bench_length, artifact.answers.to_dict())]
@@ -668,7 +674,7 @@ def prove(search: Search, watch: Watch) -> None:
     """
     ground, run = search.ground, search.ground.run
     points = sorted(search.state["points"], key=search.rank)
-    rows, part = (ground.test, "test") if len(ground.test) else (ground.dev, "dev")
+    rows, part = ground.proof, "test" if len(ground.test) else "dev"
     watch(Told(f"Proving candidate {points[0]['id']} on {len(rows)} {part} rows"))
     proving.score_points(run, points, proving.proof_by(ground.model, rows, part, search.limits.get("keep")))
     folder = run.folder / points[0]["artifact"]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -33,6 +33,18 @@ Weigh = Callable[[Model, bool], importance.Importance]  # of a model; whether al
 Open = Callable[[TrainOptions], Training]
 
 
+class Teaching(Protocol):
+    """What every lesson has: a teacher with the students' tokens, rows of such tokens, and what tells how much each part of a student is worth."""
+
+    @property
+    def teacher(self) -> Model: ...
+
+    @property
+    def encoded(self) -> Encoded: ...
+
+    def weigh(self, student: Model, leave_out: bool) -> importance.Importance: ...
+
+
 @dataclass(frozen=True)
 class Lesson:
     """What students with the same tokens learn from.
@@ -50,6 +62,11 @@ class Lesson:
     times: int
     folder: Path
     weighed: dict[bool, importance.Importance] = field(default_factory=dict)
+
+    @property
+    def encoded(self) -> Encoded:
+        """The rows' tokens."""
+        return self.rows.encoded
 
     def weigh(self, student: Model, leave_out: bool) -> importance.Importance:
         """What each part of a student is worth to the task."""
@@ -113,7 +130,7 @@ def weigh_once(
     return weighed[leave_out]
 
 
-def make_student(lesson: Lesson, steps: Sequence[str], before: Model | None = None, *, fit: bool = True) -> Model:
+def make_student(lesson: Teaching, steps: Sequence[str], before: Model | None = None, *, fit: bool = True) -> Model:
     """A smaller copy of a model after some steps: see `cut`.
 
     Args:
@@ -123,7 +140,7 @@ def make_student(lesson: Lesson, steps: Sequence[str], before: Model | None = No
     before = before or lesson.teacher
     student = cut(before.copy(), steps, lesson.weigh)
     if fit and can_reconstruct(before, student.changes[len(before.changes) :]):
-        reconstruct(student, before, lesson.rows.encoded)
+        reconstruct(student, before, lesson.encoded)
     return student
 
 

@@ -52,6 +52,20 @@ def test_the_teacher_is_weighed_once_for_all_students(ground: Any, tmp_path: Pat
         students.cut(first, ["ffn=1/2"], lesson.weigh)
 
 
+@pytest.mark.parametrize("steps", [["depth=2"], ["ffn=1/2"]])
+def test_a_student_is_fitted_to_expect_what_its_teacher_expects(ground: Any, tmp_path: Path, steps: list[str]) -> None:
+    lesson = lesson_of(ground, tmp_path)
+    rows = [torch.from_numpy(row.ids[None].astype(np.int64)) for row in lesson.rows[:20]]
+
+    def distance(student: Any) -> float:
+        with torch.no_grad():
+            pairs = [(lesson.teacher.network.eval()(ids).log_softmax(-1), student.network.eval()(ids).log_softmax(-1)) for ids in rows]
+        return float(np.mean([float((ours.exp() * (ours - theirs)).sum(-1).mean()) for ours, theirs in pairs]))
+
+    plain, fitted = (students.make_student(lesson, steps, fit=fit) for fit in (False, True))
+    assert distance(fitted) < 0.9 * distance(plain)
+
+
 def test_what_the_teacher_expects_belongs_to_the_rows(ground: Any, tmp_path: Path) -> None:
     lesson = lesson_of(ground, tmp_path, "vocab=340")
     expected = lesson.observe(1.0)

@@ -326,6 +326,18 @@ def test_fit_with_a_limit_searches_in_the_same_run(tiny_source: Callable[[str], 
     assert (found.folder / "front.json").exists()
 
 
+def test_files_are_timed_on_the_texts_of_the_test(tiny_source: Callable[[str], Source], data: Path, tmp_path: Path) -> None:
+    for name in ("train.jsonl", "dev.jsonl"):
+        shutil.copy(data / name, tmp_path / name)
+    longer = [json.dumps({"text": f"{row.text} and then again there", "label": row.target}) for row in tiny_models.make_rows(60, seed=2)]
+    (tmp_path / "test.jsonl").write_text("\n".join(longer))
+    run = fit(tiny_source, tmp_path, tmp_path / "run", max_mb=10.0, time="2s")
+    encoder = models.load(run.model).encoder
+    length = int(np.median(encoder.encode([json.loads(line)["text"] for line in longer]).lengths))
+    (small,), (point, *_) = run.record["artifacts"], run.read("front.json")["points"]
+    assert small["milliseconds"]["length"] == point["measured"]["milliseconds"]["length"] == length
+
+
 def test_a_step_that_does_not_exist_is_refused_before_anything_is_read(run: Path) -> None:
     with pytest.raises(InputError, match="depht"):
         shrinking.shrink(run, steps=["depht=3"])

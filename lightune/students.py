@@ -34,7 +34,7 @@ Open = Callable[[TrainOptions], Training]
 
 
 class Teaching(Protocol):
-    """What every lesson has: a teacher with the students' tokens, rows of such tokens, and what tells how much each part of a student is worth."""
+    """What every lesson has: a teacher with the students' tokens, the user's rows in them, and what tells how much each part of a student is worth."""
 
     @property
     def teacher(self) -> Model: ...
@@ -51,22 +51,18 @@ class Lesson:
 
     teacher: the model before, with the students' tokens. rows: the training rows, unlabelled ones and their augmented versions.
     labelled: bool [n], which of them have a label of their own. examples: the labelled rows as text, for importance and the like.
-    times: how many augmented versions of each row there are. folder: where the teacher's answers are kept.
-    weighed: what the teacher's parts are worth, see `weigh_once`.
+    encoded: the tokens of the rows as they were given, without augmented versions. times: how many of these each row has.
+    folder: where the teacher's answers are kept. weighed: what the teacher's parts are worth, see `weigh_once`.
     """
 
     teacher: Model
     rows: Rows
     labelled: np.ndarray
     examples: Sequence[Example]
+    encoded: Encoded
     times: int
     folder: Path
     weighed: dict[bool, importance.Importance] = field(default_factory=dict)
-
-    @property
-    def encoded(self) -> Encoded:
-        """The rows' tokens."""
-        return self.rows.encoded
 
     def weigh(self, student: Model, leave_out: bool) -> importance.Importance:
         """What each part of a student is worth to the task."""
@@ -109,6 +105,7 @@ def prepare_lesson(
         encoded = _joined([encoded, teacher.encoder.encode([row.text for row in unlabelled], [row.pair for row in unlabelled])])
     if times is None:
         times = min(options.augment, int(seconds / max(_reading_seconds(teacher, encoded), 1e-9)))
+    given = encoded
     if times:
         tokens = np.unique(np.concatenate(encoded.ids))
         propose = _proposals(model, vocab, tokens)
@@ -116,7 +113,7 @@ def prepare_lesson(
     more = len(encoded) - len(own.encoded)
     targets = np.concatenate([own.targets, np.zeros((more, *own.targets.shape[1:]), dtype=own.targets.dtype)])
     known = np.arange(len(encoded)) < len(own.encoded)
-    return Lesson(teacher, Rows(encoded, targets, np.ones(len(encoded), dtype=np.float32)), known, labelled, times, folder)
+    return Lesson(teacher, Rows(encoded, targets, np.ones(len(encoded), dtype=np.float32)), known, labelled, given, times, folder)
 
 
 def weigh_once(

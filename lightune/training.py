@@ -7,6 +7,7 @@ weight of the whole step, so a step's gradient does not depend on how it was cut
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -575,8 +576,12 @@ def choose_device(name: str, accelerator: Accelerator) -> torch.device:
     return torch.device(name) if name in ("cpu", "mps") else accelerator.device
 
 
+@functools.cache
 def bf16_is_faster(device: torch.device, width: int, rows: int = 256, least: float = 1.3) -> bool:
-    """Whether a bf16 matrix product [rows, width] × [width, 4·width] runs at least `least` times as fast as fp32 on the device."""
+    """Whether a bf16 matrix product [rows, width] × [width, 4·width] runs at least `least` times as fast as fp32 on the device.
+
+    It is measured once: on a busy machine a second answer may differ, and what was read in one precision is used further in the same.
+    """
     times = {}
     for kind in (torch.float32, torch.bfloat16):
         left, right = (torch.ones(shape, dtype=kind, device=device) for shape in ((rows, width), (width, 4 * width)))

@@ -615,13 +615,31 @@ class Search:
     def _best(self, numbers: Sequence[int], count: int) -> list[int]:
         """The best of some candidates so far: those that hold the limits first, then the higher score; without limits, the smallest that keep."""
         points = sorted((point for point in self.state["points"] if point["id"] in numbers), key=self.rank)
-        if {"max_mb", "max_ms"} & set(self.limits):
+        if self._is_limited:
             points = planning.settle_ties(points, [float(item["damage"]) for item in self.state["candidates"]], len(self.ground.dev))
         return [point["id"] for point in points[:count]]
+
+    def order(self) -> list[dict[str, Any]]:
+        """All points, the best first. The one that learned longest, or what came of it, is the best of those that are tied with the best, for longer
+        training makes better students in the mean; a static student that is as good as these stays first, being far smaller."""
+        points = sorted(self.state["points"], key=self.rank)
+        winners = self.journal.settle("winner", ())
+        if not winners or not self._is_limited or not points[0]["shape"]["layers"]:
+            return points
+        known = self.state["candidates"]
+        first = [
+            point for point in planning.tied(points, len(self.ground.dev)) if {point["id"], known[point["id"]]["follows"]} & {*winners}
+        ]
+        return [*first, *(point for point in points if point not in first)]
 
     def rank(self, point: Mapping[str, Any]) -> tuple[float, ...]:
         """What a point is sorted by, the best first."""
         return proving.rank(self.limits, point)
+
+    @property
+    def _is_limited(self) -> bool:
+        """Whether the limits say how small or fast a student must be, so that the better of those that hold them wins."""
+        return bool({"max_mb", "max_ms"} & set(self.limits))
 
     @property
     def _rank(self) -> int:
@@ -673,7 +691,7 @@ def prove(search: Search, watch: Watch) -> None:
         CheckFailed: a limit is not held.
     """
     ground, run = search.ground, search.ground.run
-    points = sorted(search.state["points"], key=search.rank)
+    points = search.order()
     rows, part = ground.proof, "test" if len(ground.test) else "dev"
     watch(Told(f"Proving candidate {points[0]['id']} on {len(rows)} {part} rows"))
     proving.score_points(run, points, proving.proof_by(ground.model, rows, part, search.limits.get("keep")))

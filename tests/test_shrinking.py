@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import tiny_models
 
-from lightune import fitting, journal, models, probes, shrinking, students, training
+from lightune import fitting, journal, models, planning, probes, shrinking, students, training
 from lightune.costs import CostTable, Probe, Shape
 from lightune.errors import CheckFailed, InputError
 from lightune.evaluation import evaluate
@@ -108,6 +108,32 @@ def test_a_vocabulary_is_judged_by_how_far_it_moves_the_answers(run: Path, monke
     lost = shrinking.Search(ground, lambda fact: None)._lost_answers(counts)
     assert lost[len(counts)] == 0
     assert 0.2 < lost[least + 1] <= 1  # hardly any word can be told from another
+
+
+def test_of_tied_students_the_one_that_learned_longest_is_chosen(run: Path) -> None:
+    recipe = resolve({**read_recipe(run / "recipe.toml"), "budget": {}, "distill": {}}, {"max_mb": 1.0})
+    search = shrinking.Search(shrinking.survey(open_run(run), recipe, lambda fact: None), lambda fact: None)
+    reference = search.ground.reference["score"]
+
+    def order(*scores: float, layers: int = 2, winner: int = 1) -> list[int]:
+        search.state["candidates"] = [{"follows": follows} for follows in (None, None, None, 1)]
+        search.state["points"] = [
+            {
+                "id": number, "score": score, "kept": score / reference, "holds": {"mb": score < 1}, "bytes": 10**6 * (1 + 9 * (score >= 1)),
+                "milliseconds": 1.0, "resident_bytes": None, "shape": {"layers": layers},
+            }
+            for number, score in enumerate(scores)
+        ]  # fmt: skip
+        search.state["settled"] = {"winner": [winner]}
+        return [point["id"] for point in search.order()]
+
+    error = planning.standard_error(0.9, len(search.ground.dev))
+    near, far = 0.9 - error / 2, 0.9 - 2 * error
+    assert order(0.9, near, far) == [1, 0, 2], "half a standard error is chance"
+    assert order(0.9, far, near) == [0, 2, 1], "two are not"
+    assert order(0.9, far, near, far + error * 1.5) == [3, 0, 2, 1], "what came of the winner counts as it does"
+    assert order(0.9, near, far, layers=0) == [0, 1, 2], "a static student that is as good is far smaller"
+    assert order(1.0, near, far) == [1, 2, 0], "what does not hold the limits is tied with nothing"
 
 
 def test_a_rung_that_went_wrong_leaves_the_earlier_weights(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,16 +79,8 @@ def export(
     with staged(folder) as draft:  # what does not answer as the model does never takes the place of what did
         given = _Given(draft, rows, model.logits(rows), sample[:SAMPLE_ROWS] or dev[:SAMPLE_ROWS], name)
         tell(f"Writing {target}")
-        spared: list[str] = []
-        try:
-            parity = _write(found, merged, graph, given)
-        except CheckFailed as error:
-            if not (spares and found.precision.quantizes):
-                raise
-            tell(f"{error} Looking for what has to keep more bits")
-            graph = graph or onnx.trace(merged.network, merged.encoder.inputs)
-            found, spared = spare(found, merged, graph, rows, given.sample)
-            parity = _write(found, merged, graph, given)
+        parity, spared = _write_sparing(found, merged, graph, given, spares, tell)
+        if spared:
             tell(f"{target} answers as the model does with more bits for {', '.join(spared)}")
     artifact = load_artifact(folder, threads=1)
     scores = evaluate(artifact, test, resamples=resamples) if len(test) else None
@@ -112,6 +104,21 @@ class _Given:
     logits: np.ndarray
     sample: Sequence[Example]
     name: str | None
+
+
+def _write_sparing(
+    target: exports.Export, model: Model, graph: ir.Model | None, given: _Given, spares: bool, tell: Tell
+) -> tuple[exports.Parity, list[str]]:
+    """Write a target, with more bits for some parts where it would not answer as the model does and that may be; which parts these are."""
+    try:
+        return _write(target, model, graph, given), []
+    except CheckFailed as error:
+        if not (spares and target.precision.quantizes):
+            raise
+        tell(f"{error} Looking for what has to keep more bits")
+    graph = graph or onnx.trace(model.network, model.encoder.inputs)
+    target, spared = spare(target, model, graph, given.rows, given.sample)
+    return _write(target, model, graph, given), spared
 
 
 def _write(target: exports.Export, model: Model, graph: ir.Model | None, given: _Given) -> exports.Parity:

@@ -169,27 +169,18 @@ def standard_error(score: float, rows: int) -> float:
     return math.sqrt(share * (1 - share) / rows)
 
 
-def tied(points: Sequence[Mapping[str, Any]], rows: int) -> list[Mapping[str, Any]]:
-    """Of points, the best first, those that hold the limits and are within a standard error of the best: chance alone may have put them apart.
+def settle_ties(points: Sequence[dict[str, Any]], preferred: Callable[[dict[str, Any]], float], rows: int) -> list[dict[str, Any]]:
+    """Points, the best first, in a new order of those that hold the limits and are within a standard error of the best.
 
-    Args:
-        rows: of the development part, on which the scores were found.
-    """
-    least = points[0]["score"] - standard_error(points[0]["score"], rows) if points else 0.0
-    return [point for point in points if all(point["holds"].values()) and point["score"] >= least]
-
-
-def settle_ties(points: Sequence[Mapping[str, Any]], damages: Sequence[float], rows: int) -> list[Mapping[str, Any]]:
-    """Points, the best first, in a new order of those that are tied: the least damaged first.
-
-    What chance may have put apart decides nothing (the one-standard-error rule; Breiman et al. 1984, Classification and Regression
+    What chance alone may have put apart decides nothing (the one-standard-error rule; Breiman et al. 1984, Classification and Regression
     Trees, 3.4.3): students that have seen few rows are all as good as guessing, whatever they are worth.
 
     Args:
-        damages: predicted, by the candidates' numbers. rows: of the development part, on which the scores were found.
+        preferred: what those are sorted by, the least first. rows: of the development part, on which the scores were found.
     """
-    near = tied(points, rows)
-    return [*sorted(near, key=lambda point: damages[point["id"]]), *(point for point in points if point not in near)]
+    least = points[0]["score"] - standard_error(points[0]["score"], rows) if points else 0.0
+    tied = [point for point in points if all(point["holds"].values()) and point["score"] >= least]
+    return [*sorted(tied, key=preferred), *(point for point in points if point not in tied)]
 
 
 def plan_rungs(still: int, regular: int, *, gradual: bool = False) -> list[Rung]:

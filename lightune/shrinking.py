@@ -11,7 +11,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -614,32 +614,27 @@ class Search:
 
     def _best(self, numbers: Sequence[int], count: int) -> list[int]:
         """The best of some candidates so far: those that hold the limits first, then the higher score; without limits, the smallest that keep."""
+        damages = [float(item["damage"]) for item in self.state["candidates"]]
         points = sorted((point for point in self.state["points"] if point["id"] in numbers), key=self.rank)
-        if self._is_limited:
-            points = planning.settle_ties(points, [float(item["damage"]) for item in self.state["candidates"]], len(self.ground.dev))
-        return [point["id"] for point in points[:count]]
+        return [point["id"] for point in self._settle(points, lambda point: damages[point["id"]])[:count]]
 
     def order(self) -> list[dict[str, Any]]:
         """All points, the best first. The one that learned longest, or what came of it, is the best of those that are tied with the best, for longer
         training makes better students in the mean; a static student that is as good as these stays first, being far smaller."""
         points = sorted(self.state["points"], key=self.rank)
-        winners = self.journal.settle("winner", ())
-        if not winners or not self._is_limited or not points[0]["shape"]["layers"]:
+        if not points[0]["shape"]["layers"]:
             return points
-        known = self.state["candidates"]
-        first = [
-            point for point in planning.tied(points, len(self.ground.dev)) if {point["id"], known[point["id"]]["follows"]} & {*winners}
-        ]
-        return [*first, *(point for point in points if point not in first)]
+        known, winners = self.state["candidates"], {*self.journal.settle("winner", ())}
+        return self._settle(points, lambda point: not {point["id"], known[point["id"]]["follows"]} & winners)
+
+    def _settle(self, points: Sequence[dict[str, Any]], preferred: Callable[[dict[str, Any]], float]) -> list[dict[str, Any]]:
+        """Ties among points settled, the best first, where the limits say how small or fast a student must be, so that the better of those wins."""
+        limited = {"max_mb", "max_ms"} & set(self.limits)
+        return planning.settle_ties(points, preferred, len(self.ground.dev)) if limited else list(points)
 
     def rank(self, point: Mapping[str, Any]) -> tuple[float, ...]:
         """What a point is sorted by, the best first."""
         return proving.rank(self.limits, point)
-
-    @property
-    def _is_limited(self) -> bool:
-        """Whether the limits say how small or fast a student must be, so that the better of those that hold them wins."""
-        return bool({"max_mb", "max_ms"} & set(self.limits))
 
     @property
     def _rank(self) -> int:

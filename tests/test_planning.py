@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -100,11 +101,13 @@ def test_the_front_holds_what_nothing_beats() -> None:
 
 
 def test_chance_does_not_choose_among_students_that_all_guess() -> None:
-    def point(number: int, score: float, holds: bool = True) -> dict[str, object]:
+    def point(number: int, score: float, holds: bool = True) -> dict[str, Any]:
         return {"id": number, "score": score, "holds": {"mb": holds}}
 
-    def order(*points: dict[str, object], rows: int) -> list[object]:
-        return [point["id"] for point in planning.settle_ties(points, [0.5, 0.6, 0.4, 0.1], rows)]
+    damages = [0.5, 0.6, 0.4, 0.1]
+
+    def order(*points: dict[str, Any], rows: int) -> list[int]:
+        return [point["id"] for point in planning.settle_ties(points, lambda point: damages[point["id"]], rows)]
 
     guesses = (point(1, 0.70), point(0, 0.69), point(2, 0.66), point(3, 0.90, holds=False))
     assert order(*guesses, rows=400) == [0, 1, 2, 3], "a standard error of 400 rows is 0.023"

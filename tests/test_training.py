@@ -15,6 +15,7 @@ import pytest
 import tiny_models
 import torch
 
+from lightune import training
 from lightune.data import Example
 from lightune.data.batches import cut_step, plan_epoch
 from lightune.errors import InputError, IntegrityError
@@ -480,3 +481,9 @@ def test_pieces_hold_the_budget_and_long_rows_go_alone() -> None:
 
 def test_short_data_get_more_epochs() -> None:
     assert [default_epochs(steps) for steps in (1, 60, 200, 10_000)] == [30.0, 10.0, 3.0, 3.0]
+
+
+def test_whether_bf16_is_faster_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = training.bf16_is_faster(torch.device("cpu"), 130)
+    monkeypatch.setattr(training, "time", None)  # whatever measures again has no clock
+    assert training.bf16_is_faster(torch.device("cpu"), 130) == first

@@ -18,6 +18,9 @@ from transformers.pytorch_utils import Conv1D
 from lightune.errors import InputError
 
 STACKED = ("gpt2", "modernbert")  # their fused matrices hold query, key and value (or both halves of a gate) one after another
+PLAIN_POSITIONS = (  # their layers are told a mask, and nothing of a token's place but its vector; they go through transformers' attention interface
+    "bert", "roberta", "xlm-roberta", "camembert", "albert", "electra", "distilbert", "ernie",
+)  # fmt: skip
 KEYS, VALUES = ("k", "key"), ("v", "value")  # how the names of these matrices begin
 
 
@@ -182,6 +185,11 @@ def is_decoder(backbone: nn.Module) -> bool:
     text_only = not getattr(config, "is_encoder_decoder", False)
     causal = any(getattr(module, "is_causal", False) is True for module in backbone.modules())
     return text_only and (causal or getattr(config, "is_decoder", False) is True)
+
+
+def pooled_layers(backbone: nn.Module) -> int:
+    """How many layers, the uppermost, read pairs of tokens: see `steps.pool`."""
+    return getattr(backbone, "pooled_layers", 0)
 
 
 def longest_input(config: object) -> int | None:

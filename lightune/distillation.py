@@ -92,6 +92,11 @@ def imitate(
     Raises:
         InputError: states that this student cannot be compared with.
     """
+    if architectures.pooled_layers(student.network.backbone) and (options.relations_weight or options.compare == "all"):
+        raise InputError(
+            "A student whose upper layers read pairs of tokens has no vectors of single tokens inside them. Leave relations-weight at 0 and "
+            "compare at last, or the step pool out."
+        )
     kept = _kept_dimensions(student)
     mapping = _match_layers(_count_blocks(student), observed) if options.hidden_weight else {}
     task, known = student.task, np.ones(len(observed.logits), dtype=bool) if labelled is None else labelled

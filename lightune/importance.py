@@ -161,8 +161,7 @@ class _Meter:
         self.hidden = self._zeros(found.hidden.size)
         self.heads = [self._zeros(dimension.size * found.queries) for dimension in found.heads]
         self.ffn = [self._zeros(dimension.size) for dimension in found.ffn]
-        self.similar = np.zeros(backbone.config.num_hidden_layers)
-        self.tokens = 0
+        self.similar, self.tokens = (np.zeros(backbone.config.num_hidden_layers) for _ in range(2))
         self.layer = 0  # which layer runs next: a shared block runs for all
         self.mask: Tensor | None = None
         self.before = self.hidden
@@ -173,7 +172,6 @@ class _Meter:
         with architectures.hooked(self._hooks()):
             for batch, losses in sample.batches():
                 self.layer, self.mask = 0, batch.get("attention_mask")
-                self.tokens += int(batch["input_ids"].numel() if self.mask is None else self.mask.sum())
                 loss = losses().sum()
                 loss.backward()
                 total += float(loss.detach())
@@ -197,7 +195,9 @@ class _Meter:
 
     def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         cosine = torch.cosine_similarity(self.before, architectures.stream_of(output).detach(), -1)
-        self.similar[self.layer] += float((cosine if self.mask is None else cosine * self.mask).sum())
+        inside = torch.ones_like(cosine) if self.mask is None else self.mask if self.mask.shape == cosine.shape else self.mask[:, ::2]
+        self.similar[self.layer] += float((cosine * inside).sum())
+        self.tokens[self.layer] += float(inside.sum())
         self.layer += 1
 
     def _zeros(self, size: int) -> Tensor:

@@ -480,16 +480,6 @@ def load_language_model(source: sources.Source) -> torch.nn.Module | None:
 DIGITS_APART = ("smollm", "refact", "starcoder", "command-r", "codeshell")  # how GGUF files call tokenizers that split every digit off
 WITH_POOLER = ("bert", "roberta", "xlm-roberta", "camembert", "albert", "mpnet", "data2vec-text", "ernie")  # their poolers are never used
 TWO_STACKS = ("t5", "mt5", "umt5")  # only their encoders are used, but for translate
-OWN_ATTENTION = (
-    "bert",
-    "roberta",
-    "xlm-roberta",
-    "camembert",
-    "albert",
-    "electra",
-    "distilbert",
-    "ernie",
-)  # go through transformers' interface
 
 
 def _reader(config: Any) -> Any:
@@ -499,7 +489,7 @@ def _reader(config: Any) -> Any:
 
 def _attention(config: Any, fast: str) -> str | None:
     """Our attention for encoders that call transformers' attention interface, the model's own choice elsewhere."""
-    return fast if config.model_type in OWN_ATTENTION and not getattr(config, "is_decoder", False) else None
+    return fast if config.model_type in architectures.PLAIN_POSITIONS and not getattr(config, "is_decoder", False) else None
 
 
 def bare_backbone(values: dict[str, Any], reader: Any = None) -> torch.nn.Module:

@@ -21,7 +21,7 @@ MARGIN = 0.94  # a table's prediction must stay below this share of a limit: it 
 SPARE = 0.66  # the candidate beyond the limits holds this share of them
 LEVELS = (1 / 20, 1 / 30, 1 / 12)  # of the reference's size and time, where no limit is given
 EXPONENTS = {  # how much each share hurts, so that of students that learned from one model the better ones come first
-    "layers": 1.0, "hidden": 1.5, "heads": 0.0, "ffn": 0.35, "vocab": 20.0, "tables": 1.0, "matrices": 1.0,
+    "layers": 1.0, "hidden": 1.5, "heads": 0.0, "ffn": 0.35, "vocab": 20.0, "tables": 1.0, "matrices": 1.0, "pool": 0.5,
 }  # fmt: skip
 # Heads go with hidden. At equal bytes more layers with fewer neurons won on TREC, SST-2 and MRPC. Lost tokens cannot be learned back.
 FOUR_BITS = {"tables": 0.01, "matrices": 0.03}  # damage; matrices of 4 bits run as those of 8, so they buy size and no time
@@ -70,7 +70,8 @@ class Candidate:
         if not shape.layers:
             return f"static · {shape.hidden} dimensions · {shape.vocabulary:,} tokens · {shape.tables}-bit tables"
         bits = f"{shape.tables}-bit {'matrices and ' * (shape.weights == 4)}tables"
-        layers = f"{shape.layers} layer{'s' * (shape.layers > 1)}"
+        pairs = f", {shape.pooled} of pairs" * (shape.pooled > 0)
+        layers = f"{shape.layers} layer{'s' * (shape.layers > 1)}{pairs}"
         aware = " · trained rounded" * (self.follows is not None) + f" · in {self.stages} stages" * (self.stages > 1)
         return f"{layers} · hidden {shape.hidden} · ffn {shape.ffn} · {shape.vocabulary:,} tokens · {bits}{aware}"
 
@@ -83,14 +84,18 @@ class Rung:
     weight: float
 
 
-def enumerate_candidates(base: Shape, costs: Costs, lose: Lose, vocabularies: Sequence[int], percentile: int = 50) -> Iterator[Candidate]:
-    """Every combination of the knobs, with its predicted cost and damage."""
+def enumerate_candidates(
+    base: Shape, costs: Costs, lose: Lose, vocabularies: Sequence[int], percentile: int = 50, *, pools: bool = False
+) -> Iterator[Candidate]:
+    """Every combination of the knobs, with its predicted cost and damage; pools: whether upper layers may read pairs of tokens."""
     heads = sorted({max(1, round(base.heads * share)) for share in SHARES}, reverse=True)
     neurons = sorted({_rounded(base.ffn * share, base.ffn) for share in SHARES}, reverse=True)
-    for layers, kept, ffn, tokens, (weights, tables) in product(range(base.layers, 0, -1), heads, neurons, vocabularies, costs.precisions):
+    depths = [(layers, pooled) for layers in range(base.layers, 0, -1) for pooled in range(layers if pools else 1)]
+    for (layers, pooled), kept, ffn, tokens, (weights, tables) in product(depths, heads, neurons, vocabularies, costs.precisions):
         shape = dataclasses.replace(
             base,
             layers=layers,
+            pooled=pooled,
             heads=kept,
             hidden=round(base.hidden * kept / base.heads),
             ffn=ffn,
@@ -99,7 +104,7 @@ def enumerate_candidates(base: Shape, costs: Costs, lose: Lose, vocabularies: Se
             tables=tables,
         )
         fewer = {name: FOUR_BITS[name] * (bits == 4) for name, bits in (("matrices", weights), ("tables", tables))}
-        yield make_candidate(base, shape, costs, _together({**lose(shape), **fewer}), percentile)
+        yield make_candidate(base, shape, costs, _together({**lose(shape), **fewer, "pool": pooled / base.layers}), percentile)
 
 
 def make_candidate(base: Shape, shape: Shape, costs: Costs, damage: float, percentile: int = 50) -> Candidate:
@@ -115,6 +120,8 @@ def make_candidate(base: Shape, shape: Shape, costs: Costs, damage: float, perce
         steps.append(f"hidden={shape.hidden}")
     if shape.layers and shape.ffn < base.ffn:
         steps.append(f"ffn={shape.ffn}")
+    if shape.pooled:
+        steps.append(f"pool={shape.layers - shape.pooled}")
     target = f"onnx:weights={shape.weights},tables={shape.tables}"
     cost = (costs.count_bytes(shape), costs.milliseconds(shape, percentile), costs.resident_bytes(shape))
     return Candidate(shape, tuple(steps), target, *cost, damage)

@@ -1,7 +1,7 @@
 """Probes: small untrained networks of a base's architecture, exported as its models will be, from which a cost table is measured.
 
 What a graph costs does not depend on what its weights are, so nothing is trained: a probe is the base's configuration with fewer layers,
-of which heads, neurons and stream are cut. Eleven of them, between the base and a fourth of it, tell what every shape between costs.
+of which heads, neurons and stream are cut. Thirteen of them, between the base and a fourth of it, tell what every shape between costs.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ from lightune.networks import Network
 from lightune.precision import Precision
 from lightune.runtime import manifest
 from lightune.runtime.tokenization import Encoder, texts_and_pairs
+from lightune.steps.pool import Pool, can_pool
 from lightune.steps.static import Static
 from lightune.wheels import cache_folder
 
-# Layers (0: as many as the base), share of the heads and the stream, share of the feed-forward neurons.
-DESIGN: tuple[tuple[int, float, float], ...] = (
-    (0, 1, 1), (2, 1, 1), (2, 1, 1 / 4), (1, 1, 1 / 2), (2, 1 / 2, 1), (3, 1 / 2, 1 / 4), (1, 1 / 2, 1 / 2), (4, 1 / 4, 1 / 2),
-    (1, 1 / 4, 1), (1, 1 / 4, 1 / 8),
+# Layers (0: as many as the base), share of the heads and the stream, share of the feed-forward neurons, layers that read pairs of tokens.
+DESIGN: tuple[tuple[int, float, float, int], ...] = (
+    (0, 1, 1, 0), (2, 1, 1, 0), (2, 1, 1 / 4, 0), (1, 1, 1 / 2, 0), (2, 1 / 2, 1, 0), (3, 1 / 2, 1 / 4, 0), (1, 1 / 2, 1 / 2, 0),
+    (4, 1 / 4, 1 / 2, 0), (1, 1 / 4, 1, 0), (1, 1 / 4, 1 / 8, 0), (4, 3 / 4, 1 / 3, 3), (4, 1 / 2, 1 / 2, 2),
 )  # fmt: skip
 PRECISIONS = (Precision(weights=8, tables=8), Precision(weights=8, tables=4), Precision(weights=4, tables=4))
 TOKENS = (512, 2048)  # rows of the probes' token tables, in turn, so that sizes tell what a row costs
@@ -109,9 +110,10 @@ def write_probes(
     with staged(folder) as draft:
         model.encoder.save(draft / TOKENIZER)
         entries: list[dict[str, Any]] = []
-        for number in range(len(DESIGN) + 1):
-            tell(f"Exporting probe {number + 1} of {len(DESIGN) + 1}")
-            network = make_network(model, *DESIGN[number], number) if number < len(DESIGN) else make_static(model)
+        design = [probe for probe in DESIGN if not probe[-1] or can_pool(model.network.backbone)]
+        for number in range(len(design) + 1):
+            tell(f"Exporting probe {number + 1} of {len(design) + 1}")
+            network = make_network(model, *design[number], number) if number < len(design) else make_static(model)
             entries += _export(model, network, precisions, draft, number)
         facts = {
             "format": FORMAT, "base": model.base.name, "answers": model.answers.to_dict(), "tokenizer": model.encoder.to_dict(),
@@ -122,12 +124,13 @@ def write_probes(
     return folder
 
 
-def make_network(model: models.Model, layers: int, stream: float, ffn: float, number: int) -> Network:
+def make_network(model: models.Model, layers: int, stream: float, ffn: float, pooled: int, number: int) -> Network:
     """An untrained network of the model's architecture, ready to export.
 
     Args:
         layers: how many; 0 for as many as the base has.
         stream, ffn: the share of the heads and the stream, and of the feed-forward neurons, that stays.
+        pooled: layers that read pairs of tokens.
         number: which probe it is; the sizes of the tables alternate.
     """
     rows = model.encoder.max_length + SPARE + POSITIONS * (number // 2 % 2)
@@ -143,12 +146,12 @@ def make_network(model: models.Model, layers: int, stream: float, ffn: float, nu
         dimensions.cut(found.hidden, range(found.hidden.size * units // found.heads[0].size))
         network = Network(backbone, model.answers.outputs, model.network.pooling, model.encoder.inputs)
         _disperse(network)
-    return network.eval()
+    return (Pool(layers - pooled).apply(network) if pooled else network).eval()
 
 
 def make_static(model: models.Model) -> Network:
     """An untrained static student for the model's task, ready to export."""
-    network = make_network(model, 1, 1, 1, 0)
+    network = make_network(model, 1, 1, 1, 0, 0)
     step = Static(keep=min(WIDTH, network.head.in_features)).plan(model, None)
     return step.apply(network).eval()
 

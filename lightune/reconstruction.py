@@ -26,9 +26,9 @@ from lightune.distillation import hurried
 from lightune.models import Model
 from lightune.networks import Network, tensors
 from lightune.runtime.tokenization import Encoded
-from lightune.steps import step_name
+from lightune.steps import pool, step_name
 
-CUTS = ("depth", "ffn", "heads", "hidden")  # steps that leave the rest of the weights as they were
+CUTS = ("depth", "ffn", "heads", "hidden", "pool")  # steps that leave the rest of the weights as they were
 TOKENS = 16384  # of the padded sample
 COMMON = 0.9  # rows longer than this quantile are left out of the sample: all others would be padded for their sake
 RIDGE = 0.01  # of the mean square of what a matrix is given
@@ -70,10 +70,12 @@ def reconstruct(student: Model, before: Model, encoded: Encoded) -> Model:
         given = calls[0].stream
         for place, (block, call) in enumerate(zip(news, calls, strict=True)):
             start, end = numbers[place], ends[place]  # of the layers whose work the block has to do
+            read, theirs = pool.read_by(student.network.backbone, place, mask), pool.read_by(before.network.backbone, start, mask)
+            halve = read.shape != theirs.shape
             with hurried(before.network):
-                own = _goals(olds[start], asked[start], mask, rows[place], stream)
-                last = own if start == end else _goals(olds[end], asked[end], mask, {}, stream)
-            given = _Fit(block, own, last, mask).run(dataclasses.replace(call, stream=given))
+                own = _goals(olds[start], asked[start], theirs, rows[place], stream, halve)
+                last = own if start == end else _goals(olds[end], asked[end], theirs, {}, stream, halve)
+            given = _Fit(block, own, last, read).run(dataclasses.replace(call, stream=given))
     return student
 
 
@@ -154,16 +156,17 @@ def _improve(layer: nn.Module, given: Tensor, gap: Tensor) -> None:
         bias.add_(change[-1].to(bias.dtype))
 
 
-def _goals(block: nn.Module, call: _Call, mask: Tensor, rows: Mapping[str, Tensor], stream: Tensor) -> Goals:
+def _goals(block: nn.Module, call: _Call, mask: Tensor, rows: Mapping[str, Tensor], stream: Tensor, halve: bool) -> Goals:
     """What a block of the model before does, as far as a student has the entries.
 
-    rows: by a reader's name, which entries of what it gives. stream: which dimensions of the residual stream.
+    rows: by a reader's name, which entries of what it gives. stream: which dimensions of the residual stream. halve: whether the student
+    reads pairs of the block's tokens, and so aims at their means.
     """
     found: dict[str, Tensor] = {}
 
     def keep(name: str, value: Tensor, kept: Tensor) -> None:
         if name not in found and value.shape[:2] == mask.shape:  # DeBERTa asks some about relative positions, too or alone
-            found[name] = _tokens(value, mask)[:, kept]
+            found[name] = _tokens(pool.pool_pairs(value, mask), mask[:, ::2])[:, kept] if halve else _tokens(value, mask)[:, kept]
 
     def hooks() -> Iterator[Any]:
         for name, kept in rows.items():
@@ -236,7 +239,8 @@ def _enter(network: Network, batch: dict[str, Tensor], blocks: Sequence[nn.Modul
         if block is blocks[-1]:
             raise _Enough
 
-    with architectures.hooked(block.register_forward_pre_hook(note, with_kwargs=True) for block in blocks), suppress(_Enough):
+    hooks = (block.register_forward_pre_hook(note, with_kwargs=True, prepend=True) for block in blocks)  # before what a step hooked there
+    with architectures.hooked(hooks), suppress(_Enough):
         network.read(**batch)
     return calls
 

@@ -49,6 +49,7 @@ from lightune.runtime import load as load_artifact
 from lightune.simulation import simulated
 from lightune.sources import locate_data
 from lightune.steps import check_lasting, make_step
+from lightune.steps.pool import can_pool
 from lightune.tasks import GENERATIVE
 from lightune.vocabularies import Vocabulary
 
@@ -343,7 +344,8 @@ class Search:
             costs = self._costs()
             rank = int(self.budget.percentile.removeprefix("p"))
             lost = self._lost_answers(counts)
-            known = list(planning.enumerate_candidates(base, costs, _loser(found, lost), list(lost), rank))
+            pools = can_pool(model.network.backbone)
+            known = list(planning.enumerate_candidates(base, costs, _loser(found, lost), list(lost), rank, pools=pools))
             sizes = (self.ground.reference["bytes"], self.ground.reference["milliseconds"])
             count = int(FIRST_SHARE * self._left / (2 * OVERHEAD_SECONDS))
             chosen = planning.choose(known, self.limits, sizes, min(COUNT, max(1, count)))

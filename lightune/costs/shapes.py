@@ -16,6 +16,7 @@ class Shape:
     What a candidate changes:
         layers: blocks that a text passes; 0 is a static student (`shrink.static`): token vectors, a window over them and a head.
         hidden, heads, ffn: entries of the residual stream, heads and feed-forward neurons of a block (their mean where blocks differ).
+        pooled: how many of the layers, the uppermost, read pairs of tokens.
         vocabulary: rows of the token table. positions: rows of the position table, 0 where there is none.
         embedding: columns of the token table where a matrix widens them to `hidden`, else 0.
         weights, tables: bits of the blocks' matrices and of the embedding tables, 32 for floats.
@@ -40,6 +41,7 @@ class Shape:
     feed_forward: float = 2.0
     shared: bool = False
     narrow: bool = False
+    pooled: int = 0
 
     @classmethod
     def of(cls, model: Any) -> Shape:
@@ -65,13 +67,18 @@ class Shape:
             layers, hidden, round(heads), round(ffn), table.num_embeddings, positions=found.positions.size if found.positions else 0,
             embedding=table.embedding_dim if table.embedding_dim != hidden else 0, head_width=found.head_width,
             attention=(inside - outside) / (count * hidden * heads * found.head_width), feed_forward=outside / (count * hidden * ffn),
-            shared=count < layers, narrow=any(each.embedding_dim < hidden for each in positions),
+            shared=count < layers, narrow=any(each.embedding_dim < hidden for each in positions), pooled=architectures.pooled_layers(backbone),
         )  # fmt: skip
 
     @property
     def width(self) -> int:
         """Entries of all heads together."""
         return self.heads * self.head_width
+
+    @property
+    def full_layers(self) -> float:
+        """Layers that would do as much work if each read every token."""
+        return self.layers - self.pooled / 2
 
     @property
     def stored_blocks(self) -> int:

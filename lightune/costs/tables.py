@@ -171,11 +171,11 @@ def runs_as(bits: int) -> int:
 
 
 def work(shape: Shape) -> np.ndarray:
-    """The products that a time is made of, float [7]: running at all (blocks, or a static student), tables, blocks, widths, weights."""
-    runs, layers = shape.layers > 0, shape.layers
+    """The products that a time is made of, float [8]: running at all (blocks, or a static student), tables, blocks, widths, weights, pooling."""
+    runs, layers = shape.layers > 0, shape.full_layers
     widths = layers * (shape.hidden + shape.width)
     weights = layers * shape.block_weights + shape.other_weights
-    return np.array([runs, not runs, shape.hidden, layers, widths, layers * shape.ffn, weights], dtype=np.float64)
+    return np.array([runs, not runs, shape.hidden, shape.layers, widths, layers * shape.ffn, weights, shape.pooled > 0], dtype=np.float64)
 
 
 def storage(shape: Shape) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import bidirectional_mask_function, eager_mask
 
-from lightune.models import OWN_ATTENTION
+from lightune.architectures import PLAIN_POSITIONS
 
 NAME = "lightune-export"
 
@@ -21,7 +21,7 @@ NAME = "lightune-export"
 def choose_attention(backbone: PreTrainedModel) -> str:
     """The name of the attention with which a backbone is traced: ours for the encoders that take one, else transformers' plainest."""
     config = backbone.config
-    if config.model_type not in OWN_ATTENTION or getattr(config, "is_decoder", False):
+    if config.model_type not in PLAIN_POSITIONS or getattr(config, "is_decoder", False):
         return "eager"
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, _mask)

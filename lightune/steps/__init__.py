@@ -24,14 +24,17 @@ from lightune.errors import InputError, unknown
 from lightune.options import build, parse_spec
 
 STEPS: dict[str, str] = {
-    "depth": "Depth", "ffn": "FFN", "heads": "Heads", "hidden": "Hidden", "vocab": "Vocab", "factor": "Factor",
-    "magnitude": "Magnitude", "static": "Static",
+    "depth": "Depth", "ffn": "FFN", "heads": "Heads", "hidden": "Hidden", "pool": "Pool", "vocab": "Vocab",
+    "factor": "Factor", "magnitude": "Magnitude", "static": "Static",
 }  # fmt: skip
 FINAL = {
+    "pool": "it counts the final layers",
     "magnitude": "its zeros are chosen on the final shapes",
     "static": "it leaves nothing of the base but token vectors",
 }
-AFTER_FINAL: dict[str, tuple[str, ...]] = {"magnitude": ("magnitude",), "static": ()}  # what may still follow
+AFTER_FINAL: dict[str, tuple[str, ...]] = {  # what may still follow
+    "pool": ("ffn", "heads", "hidden", "vocab", "factor", "magnitude"), "magnitude": ("magnitude",), "static": (),
+}  # fmt: skip
 
 
 def find_step(name: str) -> Any:

@@ -92,7 +92,7 @@ def imitate(
     Raises:
         InputError: states that this student cannot be compared with.
     """
-    if architectures.pooled_layers(student.network.backbone) and (options.relations_weight or options.compare == "all"):
+    if architectures.pooled_layers(student.network.backbone) and not compares_ends(options):
         raise InputError(
             "A student whose upper layers read pairs of tokens has no vectors of single tokens inside them. Leave relations-weight at 0 and "
             "compare at last, or the step pool out."
@@ -121,6 +121,11 @@ def imitate(
         return total
 
     return losses
+
+
+def compares_ends(options: DistillOptions) -> bool:
+    """Whether a student is compared by its answers and last token vectors alone, not by what single tokens are inside it."""
+    return not options.relations_weight and (options.compare == "last" or not options.hidden_weight)
 
 
 def needed_states(options: DistillOptions, teacher: Model, blocks: int) -> tuple[str, ...]:

@@ -344,7 +344,7 @@ class Search:
             costs = self._costs()
             rank = int(self.budget.percentile.removeprefix("p"))
             lost = self._lost_answers(counts)
-            pools = can_pool(model.network.backbone)
+            pools = can_pool(model.network.backbone) and distillation.compares_ends(self.ground.recipe.distill)
             known = list(planning.enumerate_candidates(base, costs, _loser(found, lost), list(lost), rank, pools=pools))
             sizes = (self.ground.reference["bytes"], self.ground.reference["milliseconds"])
             count = int(FIRST_SHARE * self._left / (2 * OVERHEAD_SECONDS))

@@ -139,7 +139,7 @@ def test_probes_have_the_shape_that_was_asked(family: str, tiny_source: Callable
     model = tiny_models.start(tiny_source(family), make_rows(20))
     asked = [(0, 1, 1, (2, 32, 4, 48)), (3, 1 / 2, 1 / 2, (3, 16, 2, 24)), (1, 1 / 4, 1 / 8, (1, 16 if family == "llama" else 8, 2 if family == "llama" else 1, 8))]  # fmt: skip
     for number, (layers, stream, ffn, expected) in enumerate(asked):
-        network = probes.make_network(model, layers, stream, ffn, number)
+        network = probes.make_network(model, layers, stream, ffn, 0, number)
         shape = Shape.of(SimpleNamespace(network=network))
         assert (shape.layers, shape.hidden, shape.heads, shape.ffn) == expected
         assert shape.vocabulary == probes.TOKENS[number % 2]

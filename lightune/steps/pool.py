@@ -95,8 +95,7 @@ class _Pass:
     """One reading of a text: the layer that runs next where one block is shared by all, and the stream before and behind pooling."""
 
     layer: int = 0
-    stream: Tensor | None = None
-    pairs: Tensor | None = None
+    pooled: tuple[Tensor, Tensor] | None = None
 
 
 class _Pooling:
@@ -126,16 +125,16 @@ class _Pooling:
         if layer < self.keep:
             return stream, mask
         if layer == self.keep:
-            self.now.stream, stream = stream, pool_pairs(stream, _inside(mask))
-            self.now.pairs = stream
+            pairs = pool_pairs(stream, _inside(mask))
+            self.now.pooled, stream = (stream, pairs), pairs
         return stream, None if mask is None else mask[:, ::2] if mask.ndim == 2 else mask[:, :, :1, ::2]
 
     def _end(self, backbone: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        done = self.passes.pop(threading.get_ident())
-        assert done.stream is not None and done.pairs is not None
-        change = output.last_hidden_state - done.pairs
-        both = torch.stack([change, change], 2).flatten(1, 2)
-        output.last_hidden_state = done.stream + both[:, : done.stream.shape[1]]
+        done = self.passes.pop(threading.get_ident()).pooled
+        assert done is not None  # every pass comes by the layer that pools
+        stream, pairs = done
+        change = output.last_hidden_state - pairs
+        output.last_hidden_state = stream + torch.stack([change, change], 2).flatten(1, 2)[:, : stream.shape[1]]
         return output
 
 

@@ -125,7 +125,9 @@ def test_gradients_are_those_without_checkpoints(start: Callable[[str], Model]) 
     gradients = []
     for checkpointing in (False, True):
         model = start("bert").shrink(make_step("pool=1"))
-        training = Training(model, ROWS, (), TrainOptions(epochs=1, batch_size=12, optimizer="sgd", gradient_checkpointing=checkpointing, seed=1))
+        training = Training(
+            model, ROWS, (), TrainOptions(epochs=1, batch_size=12, optimizer="sgd", gradient_checkpointing=checkpointing, seed=1)
+        )
         for _ in training.steps():
             pass
         gradients.append(model.network.head.weight.detach().clone())

@@ -19,6 +19,7 @@ from lightune.models import Model
 from lightune.networks import Network, tensors
 from lightune.recipes import TrainOptions
 from lightune.runtime.tokenization import batches
+from lightune.steps.pool import read_by
 from lightune.training import Objective, Rows, task_objective
 
 BATCH, TOKENS = 32, 2048  # rows and tokens of one pass with gradients
@@ -195,7 +196,7 @@ class _Meter:
 
     def _leave(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         cosine = torch.cosine_similarity(self.before, architectures.stream_of(output).detach(), -1)
-        inside = torch.ones_like(cosine) if self.mask is None else self.mask if self.mask.shape == cosine.shape else self.mask[:, ::2]
+        inside = torch.ones_like(cosine) if self.mask is None else read_by(self.network.backbone, self.layer, self.mask)
         self.similar[self.layer] += float((cosine * inside).sum())
         self.tokens[self.layer] += float(inside.sum())
         self.layer += 1

@@ -19,7 +19,7 @@ from lightune.profiling import Setting, measure_export
 from lightune.steps import make_step
 
 CURVE = 40  # points of a curve, beside its beginning
-STEPS = {"depth": "depth=1/2", "ffn": "ffn=1/2", "heads": "heads=1/2", "hidden": "hidden=1/2", "vocab": "vocab=1/4"}
+STEPS = {"depth": "depth=1/2", "ffn": "ffn=1/2", "heads": "heads=1/2", "hidden": "hidden=1/2", "pool": "pool=1/2", "vocab": "vocab=1/4"}
 TARGETS = {"int8": "onnx-int8", "int4": "onnx-int4"}
 PLAIN = "onnx"
 
@@ -30,7 +30,7 @@ Tell = Callable[[str], None]
 class Saving:
     """What a model costs after one step alone.
 
-    knob: depth, ffn, heads, hidden, vocab, int8 or int4; "none" for the model as it is. spec: the step or the export target.
+    knob: depth, ffn, heads, hidden, pool, vocab, int8 or int4; "none" for the model as it is. spec: the step or the export target.
     bytes: of the whole artefact folder. milliseconds: from text to logits, median. Both None where the step is not possible, and
     then note says why. lost: the share of importance that goes, None where it was not measured.
     """
@@ -68,7 +68,8 @@ def _after_step(model: Model, knob: str, setting: Setting, known: Importance | N
     """What a copy of the model costs after one step."""
     student = model.copy().shrink(make_step(STEPS[knob]), known or level_importance(model))
     cost = measure_export(student, trace(student.network.eval(), student.encoder.inputs), PLAIN, setting)
-    return Saving(knob, STEPS[knob], *cost, lost_share(known, knob, Shape.of(student)) if known else None)
+    lost = lost_share(known, knob, Shape.of(student)) if known and knob != "pool" else None  # which takes no part away
+    return Saving(knob, STEPS[knob], *cost, lost)
 
 
 def level_importance(model: Model) -> Importance:

@@ -55,6 +55,21 @@ def test_steps_say_how_the_shape_is_reached() -> None:
     assert planning.make_candidate(BASE, dataclasses.replace(shape, layers=0), Costs(), 1.0).steps == ("vocab=8000", "static=256")
 
 
+def test_layers_may_read_pairs_where_time_is_short() -> None:
+    known = list(planning.enumerate_candidates(BASE, Costs(), lose, [30000], pools=True))
+    assert len(known) == len(list(planning.enumerate_candidates(BASE, Costs(), lose, [30000]))) * 21 // 6
+    assert {(item.shape.layers, item.shape.pooled) for item in known} == {
+        (layers, pairs) for layers in range(1, 7) for pairs in range(layers)
+    }
+    for item in known:
+        assert (f"pool={item.shape.layers - item.shape.pooled}" in item.steps) == (item.shape.pooled > 0)
+    one, two = (
+        next(item for item in known if item.shape == dataclasses.replace(BASE, pooled=pairs, weights=8, tables=8)) for pairs in (1, 2)
+    )
+    assert 0 < one.damage < two.damage
+    assert two.name == f"6 layers, 2 of pairs · hidden 384 · ffn 1536 · {BASE.vocabulary:,} tokens · 8-bit tables"
+
+
 def test_every_candidate_that_is_chosen_holds_the_limits_with_a_margin() -> None:
     limits = {"max_mb": 4.5, "max_ms": 0.4}
     chosen = planning.choose(candidates(), limits, (91_000_000, 12.0), 4)

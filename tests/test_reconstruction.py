@@ -14,6 +14,7 @@ from lightune.runtime.tokenization import Encoded
 from lightune.sources import Source
 from lightune.steps import make_step
 from lightune.steps.ffn import FFN
+from lightune.steps.pool import pool_pairs
 
 ROWS = tiny_models.make_rows(60)
 FAMILIES = tuple(name for name in (*tiny_models.FAMILIES, *tiny_models.TWO_STACKS) if name != "albert")
@@ -87,6 +88,26 @@ def test_twins_of_what_stays_are_missed_by_nobody(family: str, start: Callable[[
     assert distance(student, before) > 1e-3
     reconstruct(student, before, encode(before))
     assert distance(student, before) < 1e-6
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name in architectures.PLAIN_POSITIONS])
+@pytest.mark.parametrize("specs", [("pool=1",), ("hidden=1/2", "ffn=1/3", "pool=1")])
+def test_layers_that_read_pairs_aim_at_the_means_of_pairs(family: str, specs: tuple[str, ...], start: Callable[[str], Model]) -> None:
+    before = start(family)
+    student = cut(before, *specs)
+    kept = next((list(step.dimensions) for step in student.changes if hasattr(step, "dimensions")), list(range(32)))
+    batch = tensors(before.encoder.pad(encode(before)))
+    inside = batch["attention_mask"].bool()
+
+    def gap() -> float:
+        with torch.no_grad():
+            own, goal = (model.network.eval().read(**batch).last_hidden_state for model in (student, before))
+        return float((pool_pairs(own - goal[..., kept], inside)[inside[:, ::2]]).square().mean())
+
+    plain = gap()
+    assert can_reconstruct(before, student.changes[len(before.changes) :])
+    reconstruct(student, before, encode(before))
+    assert gap() < 0.9 * plain
 
 
 def test_steps_may_follow_one_another(start: Callable[[str], Model]) -> None:

@@ -14,7 +14,7 @@ from lightune.reports.page import templates
 
 KNOBS = {
     "none": "as it is, fp32", "depth": "depth 1/2", "ffn": "feed-forward 1/2", "heads": "heads 1/2", "hidden": "hidden 1/2",
-    "vocab": "vocabulary 1/4", "int8": "int8", "int4": "int4",
+    "pool": "pairs above 1/2", "vocab": "vocabulary 1/4", "int8": "int8", "int4": "int4",
 }  # fmt: skip
 SECTIONS = (("parts", "Parts"), ("savings", "What each knob would save"), ("importance", "What the task can spare"))
 SUM = 100  # the bars of shares

@@ -79,7 +79,7 @@ def pool_pairs(stream: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def read_by(backbone: nn.Module, number: int, mask: Tensor) -> Tensor:
-    """Which tokens, or pairs, block `number` reads: bool, of a mask [b, s] the whole, or [b, ⌈s/2⌉]."""
+    """Which tokens, or pairs, layer `number` reads, of the mask of all tokens: [b, s] the same, or [b, ⌈s/2⌉]."""
     layers = backbone.config.num_hidden_layers  # type: ignore[union-attr]
     return mask[:, ::2] if number >= layers - architectures.pooled_layers(backbone) else mask  # type: ignore[operator]
 
@@ -104,6 +104,9 @@ class _Pooling:
     def __init__(self, keep: int) -> None:
         self.keep = keep
         self.passes: dict[int, _Pass] = {}  # by thread
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Pooling:
+        return _Pooling(self.keep)  # without what a reading that was broken off has left, which may not be copied
 
     def attach(self, backbone: Any) -> None:
         """Pool before block `keep`, and give every token its share at the end."""

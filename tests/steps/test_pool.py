@@ -107,6 +107,20 @@ def test_a_pooled_model_is_saved_loaded_copied_and_exported(family: str, start: 
     np.testing.assert_allclose(artifact.logits(TEXTS), expected, atol=1e-4)
 
 
+def test_a_reading_that_is_broken_off_leaves_nothing_behind(start: Callable[[str], Model]) -> None:
+    def stop(block: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        raise KeyboardInterrupt
+
+    model = start("bert").shrink(make_step("pool=1"))
+    expected = model.logits(TEXTS)
+    hook = blocks(model.network.backbone)[-1].register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        model.network(**models.tensors(model.encoder.pad(model.encoder.encode(["good film"]))))
+    hook.remove()
+    for again in (model.copy(), model):
+        np.testing.assert_array_equal(again.logits(TEXTS), expected)
+
+
 @pytest.mark.parametrize("family", POOLED)
 def test_a_pooled_model_learns_and_other_steps_follow(family: str, start: Callable[[str], Model]) -> None:
     model = start(family).shrink(make_step("pool=1"))

@@ -59,11 +59,14 @@ class Journal:
 
     def settle(self, stage: str, best: Sequence[int]) -> list[int]:
         """Who goes on to a stage: the best, written down, since what the stage teaches them changes who is the best when the search goes on."""
-        settled = self.state.setdefault("settled", {})
-        if stage not in settled and best:
-            settled[stage] = list(best)
+        if best and not self.settled(stage):
+            self.state.setdefault("settled", {})[stage] = list(best)
             self.write()
-        return list(settled.get(stage, ()))
+        return self.settled(stage)
+
+    def settled(self, stage: str) -> list[int]:
+        """Who went on to a stage; nobody where that was not settled yet."""
+        return list(self.state.get("settled", {}).get(stage, ()))
 
     def put(self, point: dict[str, Any]) -> None:
         """Put a point among the others, in the place of an earlier one with its id."""

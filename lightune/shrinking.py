@@ -626,7 +626,7 @@ class Search:
         points = sorted(self.state["points"], key=self.rank)
         if not points[0]["shape"]["layers"]:
             return points
-        known, winners = self.state["candidates"], {*self.journal.settle("winner", ())}
+        known, winners = self.state["candidates"], {*self.journal.settled("winner")}
         return self._settle(points, lambda point: not {point["id"], known[point["id"]]["follows"]} & winners)
 
     def _settle(self, points: Sequence[dict[str, Any]], preferred: Callable[[dict[str, Any]], float]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,3 +59,17 @@ def test_the_teacher_is_weighed_once_for_all_students(prepare: Callable[[], stud
 def test_what_is_not_asked_is_not_measured(prepare: Callable[[], students.Lesson], measured: list[tuple[int, bool]]) -> None:
     prepare().foresee(())
     assert measured == []
+
+
+def test_students_are_fitted_on_the_rows_as_given(
+    tiny_source: Callable[[str], Source], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, seen = tiny_models.make_rows(20), []
+    teacher = tiny_models.start(tiny_source("bert"), rows)
+    more = [dataclasses.replace(row, target=None) for row in tiny_models.make_rows(30)[20:]]
+    lesson = students.prepare_lesson(teacher, None, rows, more, DistillOptions(), tmp_path, times=2)
+    assert len(lesson.rows.encoded) == 3 * len(lesson.encoded)
+    monkeypatch.setattr(students, "reconstruct", lambda student, before, encoded: seen.append(encoded))
+    students.make_student(lesson, STEPS)
+    given = teacher.encoder.encode([row.text for row in (*rows, *more)]).ids
+    assert [ids.tolist() for ids in seen[0].ids] == [ids.tolist() for ids in given]

@@ -21,10 +21,12 @@ MARGIN = 0.94  # a table's prediction must stay below this share of a limit: it 
 SPARE = 0.66  # the candidate beyond the limits holds this share of them
 LEVELS = (1 / 20, 1 / 30, 1 / 12)  # of the reference's size and time, where no limit is given
 EXPONENTS = {  # how much each share hurts, so that of students that learned from one model the better ones come first
-    "layers": 1.0, "hidden": 1.5, "heads": 0.0, "ffn": 0.35, "vocab": 20.0, "tables": 1.0, "matrices": 1.0, "pool": 0.3,
+    "layers": 1.0, "hidden": 1.5, "heads": 0.0, "ffn": 0.35, "vocab": 20.0, "tables": 1.0, "matrices": 1.0, "pool": 0.3, "factor": 1.0,
 }  # fmt: skip
 # Heads go with hidden; of layers that read pairs the square of their share counts. At equal bytes more layers with fewer neurons won on TREC, SST-2 and MRPC. Lost tokens cannot be learned back.
 FOUR_BITS = {"tables": 0.01, "matrices": 0.03}  # damage; matrices of 4 bits run as those of 8, so they buy size and no time
+THINNER = {1 / 2: 0.01, 1 / 3: 0.03}  # damage by the share of a token table's columns that stays; a matrix widens them
+COLUMN_STEP = 16  # of a thinner table
 
 
 class Costs(Protocol):
@@ -73,7 +75,8 @@ class Candidate:
         pairs = f", {shape.pooled} of pairs" * (shape.pooled > 0)
         layers = f"{shape.layers} layer{'s' * (shape.layers > 1)}{pairs}"
         aware = " · trained rounded" * (self.follows is not None) + f" · in {self.stages} stages" * (self.stages > 1)
-        return f"{layers} · hidden {shape.hidden} · ffn {shape.ffn} · {shape.vocabulary:,} tokens · {bits}{aware}"
+        columns = f" of {shape.embedding} columns" * (shape.embedding > 0)
+        return f"{layers} · hidden {shape.hidden} · ffn {shape.ffn} · {shape.vocabulary:,} tokens{columns} · {bits}{aware}"
 
 
 @dataclass(frozen=True)
@@ -89,22 +92,20 @@ def enumerate_candidates(
 ) -> Iterator[Candidate]:
     """Every combination of the knobs, with its predicted cost and damage; pools: whether upper layers may read pairs of tokens."""
     heads = sorted({max(1, round(base.heads * share)) for share in SHARES}, reverse=True)
-    neurons = sorted({_rounded(base.ffn * share, base.ffn) for share in SHARES}, reverse=True)
+    neurons = sorted({_rounded(base.ffn * share, base.ffn, NEURON_STEP) for share in SHARES}, reverse=True)
     depths = [(layers, pooled) for layers in range(base.layers, 0, -1) for pooled in range(layers if pools else 1)]
-    for (layers, pooled), kept, ffn, tokens, (weights, tables) in product(depths, heads, neurons, vocabularies, costs.precisions):
-        shape = dataclasses.replace(
-            base,
-            layers=layers,
-            pooled=pooled,
-            heads=kept,
-            hidden=round(base.hidden * kept / base.heads),
-            ffn=ffn,
-            vocabulary=tokens,
-            weights=weights,
-            tables=tables,
+    for (layers, pooled), kept, ffn, tokens, (weights, bits) in product(depths, heads, neurons, vocabularies, costs.precisions):
+        hidden = round(base.hidden * kept / base.heads)
+        whole = dataclasses.replace(
+            base, layers=layers, pooled=pooled, heads=kept, hidden=hidden, ffn=ffn, vocabulary=tokens, weights=weights, tables=bits
         )
-        fewer = {name: FOUR_BITS[name] * (bits == 4) for name, bits in (("matrices", weights), ("tables", tables))}
-        yield make_candidate(base, shape, costs, _together({**lose(shape), **fewer, "pool": (pooled / layers) ** 2}), percentile)
+        harm = {
+            **lose(whole), "matrices": FOUR_BITS["matrices"] * (weights == 4), "tables": FOUR_BITS["tables"] * (bits == 4),
+            "pool": (pooled / layers) ** 2,
+        }  # fmt: skip
+        for columns, less in _thin_tables(whole).items():
+            shape = dataclasses.replace(whole, embedding=columns)
+            yield make_candidate(base, shape, costs, _together({**harm, "factor": less}), percentile)
 
 
 def make_candidate(base: Shape, shape: Shape, costs: Costs, damage: float, percentile: int = 50) -> Candidate:
@@ -118,6 +119,8 @@ def make_candidate(base: Shape, shape: Shape, costs: Costs, damage: float, perce
         steps.append(f"depth={shape.layers}")
     if shape.layers and shape.hidden < base.hidden:
         steps.append(f"hidden={shape.hidden}")
+    if shape.layers and shape.embedding != base.embedding:
+        steps.append(f"factor={shape.embedding}")
     if shape.layers and shape.ffn < base.ffn:
         steps.append(f"ffn={shape.ffn}")
     if shape.pooled:
@@ -263,5 +266,13 @@ def _together(harm: Mapping[str, float]) -> float:
     return 1 - left
 
 
-def _rounded(count: float, whole: int) -> int:
-    return whole if count >= whole else max(NEURON_STEP, round(count / NEURON_STEP) * NEURON_STEP)
+def _thin_tables(shape: Shape) -> dict[int, float]:
+    """How many columns a shape's token table may have, 0 for as many as the stream, and the damage; as it is where the base has a thin one."""
+    if shape.embedding:
+        return {shape.embedding: 0.0}
+    thinner = {_rounded(shape.hidden * share, shape.hidden, COLUMN_STEP): damage for share, damage in THINNER.items()}
+    return {0: 0.0, **{columns: damage for columns, damage in thinner.items() if columns < shape.hidden}}
+
+
+def _rounded(count: float, whole: int, step: int) -> int:
+    return whole if count >= whole else max(step, round(count / step) * step)

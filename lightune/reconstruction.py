@@ -28,7 +28,7 @@ from lightune.networks import Network, tensors
 from lightune.runtime.tokenization import Encoded
 from lightune.steps import pool, step_name
 
-CUTS = ("depth", "ffn", "heads", "hidden", "pool")  # steps that leave the rest of the weights as they were
+CUTS = ("depth", "ffn", "heads", "hidden", "pool", "factor")  # steps that leave what they do not cut as it was
 TOKENS = 16384  # of the padded sample
 COMMON = 0.9  # rows longer than this quantile are left out of the sample: all others would be padded for their sake
 RIDGE = 0.01  # of the mean square of what a matrix is given
@@ -41,7 +41,7 @@ class _Enough(Exception):
 
 
 def can_reconstruct(model: Model, steps: Sequence[Any]) -> bool:
-    """Whether steps cut nothing but layers, heads, neurons and dimensions, from one stack of blocks of which none runs twice."""
+    """Whether steps leave what they do not cut as it was, in one stack of blocks of which none runs twice."""
     backbone: Any = model.network.backbone
     found = architectures.stacks(backbone)
     return (

@@ -23,7 +23,8 @@ class Costs:
         return 0.1 + shape.layers * shape.block_weights * 10 / 1e8
 
     def count_bytes(self, shape: Shape, tokenizer: int | None = None) -> int:
-        return round(shape.layers * shape.block_weights * shape.weights / 8 + shape.vocabulary * (shape.hidden * shape.tables / 8 + 12))
+        columns, matrices = shape.embedding or shape.hidden, shape.layers * shape.block_weights + shape.other_weights
+        return round(matrices * shape.weights / 8 + shape.vocabulary * (columns * shape.tables / 8 + 12))
 
     def resident_bytes(self, shape: Shape) -> int:
         return 30_000_000 + self.count_bytes(shape)
@@ -53,6 +54,20 @@ def test_steps_say_how_the_shape_is_reached() -> None:
     assert made.steps == ("vocab=8000", "depth=2", "hidden=256", "ffn=512")
     assert made.target == "onnx:weights=8,tables=4"
     assert planning.make_candidate(BASE, dataclasses.replace(shape, layers=0), Costs(), 1.0).steps == ("vocab=8000", "static=256")
+
+
+def test_token_tables_may_be_thinner() -> None:
+    known = [
+        item for item in candidates() if dataclasses.replace(item.shape, embedding=0) == dataclasses.replace(BASE, weights=8, tables=8)
+    ]
+    assert [item.steps for item in known] == [(), ("factor=192",), ("factor=128",)]
+    assert [item.damage for item in known] == sorted(item.damage for item in known)
+    assert [item.bytes for item in known] == sorted((item.bytes for item in known), reverse=True)
+    assert known[1].name.endswith("tokens of 192 columns · 8-bit tables")
+    thin = dataclasses.replace(BASE, embedding=128)  # as in ALBERT
+    assert {item.shape.embedding for item in planning.enumerate_candidates(thin, Costs(), lose, [30000])} == {128}
+    narrow = dataclasses.replace(BASE, hidden=24, heads=1, head_width=24)
+    assert {item.shape.embedding for item in planning.enumerate_candidates(narrow, Costs(), lose, [30000])} == {0, 16}
 
 
 def test_layers_may_read_pairs_where_time_is_short() -> None:

@@ -90,8 +90,17 @@ def test_twins_of_what_stays_are_missed_by_nobody(family: str, start: Callable[[
     assert distance(student, before) < 1e-6
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_make_up_for_a_thinner_token_table(family: str, start: Callable[[str], Model]) -> None:
+    before = start(family)
+    student = cut(before, "factor=6")
+    assert can_reconstruct(before, student.changes[len(before.changes) :])
+    plain = distance(student, before)
+    assert distance(reconstruct(student, before, encode(before)), before) < plain
+
+
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name in architectures.PLAIN_POSITIONS])
-@pytest.mark.parametrize("specs", [("pool=1",), ("hidden=1/2", "ffn=1/3", "pool=1")])
+@pytest.mark.parametrize("specs", [("ffn=1/3", "pool=1"), ("hidden=1/2", "ffn=1/3", "pool=1")])
 def test_layers_that_read_pairs_aim_at_the_means_of_pairs(family: str, specs: tuple[str, ...], start: Callable[[str], Model]) -> None:
     before = start(family)
     student = cut(before, *specs)
@@ -107,7 +116,7 @@ def test_layers_that_read_pairs_aim_at_the_means_of_pairs(family: str, specs: tu
     plain = gap()
     assert can_reconstruct(before, student.changes[len(before.changes) :])
     reconstruct(student, before, encode(before))
-    assert gap() < 0.9 * plain
+    assert gap() < 0.95 * plain
 
 
 def test_steps_may_follow_one_another(start: Callable[[str], Model]) -> None:

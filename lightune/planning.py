@@ -23,7 +23,8 @@ LEVELS = (1 / 20, 1 / 30, 1 / 12)  # of the reference's size and time, where no 
 EXPONENTS = {  # how much each share hurts, so that of students that learned from one model the better ones come first
     "layers": 1.0, "hidden": 0.8, "heads": 0.0, "ffn": 0.2, "vocab": 20.0, "tables": 1.0, "matrices": 1.0, "pool": 0.3, "factor": 1.0,
 }  # fmt: skip
-# Heads go with hidden; of layers that read pairs the square of their share counts. At equal bytes more layers with fewer neurons won on TREC, SST-2 and MRPC. Lost tokens cannot be learned back.
+# Heads go with hidden; of layers that read pairs the square of their share counts. At equal bytes more layers with fewer neurons won on TREC,
+# SST-2 and MRPC, and so it is of students of MRPC that are fitted and not trained. Lost tokens cannot be learned back.
 FOUR_BITS = {"tables": 0.01, "matrices": 0.03}  # damage; matrices of 4 bits run as those of 8, so they buy size and no time
 THINNER = {1 / 2: 0.01, 1 / 3: 0.03}  # damage by the share of a token table's columns that stays; a matrix widens them
 COLUMN_STEP = 16  # of a thinner table

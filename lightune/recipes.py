@@ -155,7 +155,8 @@ class DistillOptions:
     augment: int = option(6, "at most so many versions of every row with replaced words are added", low=0)
     unlabelled: str | None = option(None, "a file of texts without labels from the same field: the teacher says what they mean")
     reconstruct: bool = option(
-        True, "fit the matrices of what was cut to give what they gave before, ahead of learning (depth, ffn, heads, hidden and pool)"
+        True,
+        "fit the matrices of what was cut to give what they gave before, ahead of learning (depth, ffn, heads, hidden, pool and factor)",
     )
     stages: int = option(
         1, "cut in so many stages with training between: named steps always, a search where a trial shows that it helps", low=1, high=4

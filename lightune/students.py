@@ -18,7 +18,7 @@ from lightune.models import Model, load_language_model
 from lightune.recipes import DistillOptions, TrainOptions
 from lightune.reconstruction import can_reconstruct, reconstruct
 from lightune.runtime.tokenization import Encoded
-from lightune.steps import make_step
+from lightune.steps import UNWEIGHED, make_step, step_name
 from lightune.training import Evaluation, Objective, Rows, Step, Training
 
 RATE = 3e-4  # of students: they move further than a fine-tuned base
@@ -74,7 +74,8 @@ class Lesson:
     def foresee(self, steps: Sequence[str]) -> None:
         """Measure what the first of some steps will ask of the teacher, so that making the student does not wait for it."""
         for spec in steps[:1]:
-            self.weigh(self.teacher, chooses_layers(spec))
+            if step_name(make_step(spec)) not in UNWEIGHED:
+                self.weigh(self.teacher, chooses_layers(spec))
 
 
 def prepare_lesson(
@@ -144,7 +145,8 @@ def make_student(lesson: Teaching, steps: Sequence[str], before: Model | None = 
 def cut(student: Model, steps: Sequence[str], weigh: Weigh) -> Model:
     """The student itself, made smaller by some steps; each is planned by the importance that is left after the one before."""
     for spec in steps:
-        student.shrink(make_step(spec), weigh(student, chooses_layers(spec)))
+        step = make_step(spec)
+        student.shrink(step, None if step_name(step) in UNWEIGHED else weigh(student, chooses_layers(spec)))
     return student
 
 

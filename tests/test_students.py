@@ -58,6 +58,8 @@ def test_the_teacher_is_weighed_once_for_all_students(prepare: Callable[[], stud
 
 def test_what_is_not_asked_is_not_measured(prepare: Callable[[], students.Lesson], measured: list[tuple[int, bool]]) -> None:
     prepare().foresee(())
+    prepare().foresee(("pool=1", "ffn=1/2"))
+    students.make_student(prepare(), ("pool=1", "magnitude=1/2"))
     assert measured == []
 
 

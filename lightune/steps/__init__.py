@@ -27,6 +27,7 @@ STEPS: dict[str, str] = {
     "depth": "Depth", "ffn": "FFN", "heads": "Heads", "hidden": "Hidden", "pool": "Pool", "vocab": "Vocab",
     "factor": "Factor", "magnitude": "Magnitude", "static": "Static",
 }  # fmt: skip
+UNWEIGHED = ("pool", "magnitude", "static")  # that do not ask for an importance
 FINAL = {
     "pool": "it counts the final layers",
     "magnitude": "its zeros are chosen on the final shapes",

@@ -37,6 +37,8 @@ def draw_shape(base, vocabularies, draw):
     heads = draw.randint(2, base.heads)
     ffn = 32 * draw.randint(2, base.ffn // 32)
     sizes = {"layers": draw.randint(1, base.layers), "heads": heads, "hidden": base.hidden * heads // base.heads, "ffn": ffn}
+    sizes["pooled"] = draw.choice([0, draw.randrange(sizes["layers"])])
+    sizes["embedding"] = base.embedding or draw.choice([0, sizes["hidden"] // 2, sizes["hidden"] // 3])
     return dataclasses.replace(base, **sizes, vocabulary=draw.choice(vocabularies), weights=8, tables=draw.choice([8, 4]))
 
 

@@ -102,6 +102,11 @@ def costs_of(limits: Mapping[str, float], point: Mapping[str, Any]) -> list[tupl
     return [(name, values[name], limit) for name, limit in limits.items() if name in values]
 
 
+def holds(limits: Mapping[str, float], point: Mapping[str, Any]) -> dict[str, bool]:
+    """Which limits of size and speed a point holds: mb, ms, ram."""
+    return {name.removeprefix("max_"): value <= limit for name, value, limit in costs_of(limits, point)}
+
+
 def rank(limits: Mapping[str, float], point: Mapping[str, Any]) -> tuple[float, ...]:
     """What a point is sorted by, the best first: those that hold the limits, then the higher score; without limits the smallest that keep."""
     excess = max((value / limit for _, value, limit in costs_of(limits, point)), default=0.0)

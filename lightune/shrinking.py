@@ -74,6 +74,7 @@ FASTER = 5  # an artefact answers at least so many times as fast as the run's mo
 LARGE_CUT = 0.25  # of the work of the blocks, at most: students that small may come by way of a larger one
 NEAR = 1.1  # times the predicted milliseconds beyond which a time is taken again
 LOOKS = 4  # more times at most
+NEARLY = 1.02  # times the limit of milliseconds that a file may take between rungs
 LOOKED_AT = 512  # development rows by which a vocabulary is judged
 ROOM = 1000  # tokens for characters and common words that the data happen to lack
 INT8 = "onnx-int8"
@@ -528,7 +529,7 @@ class Search:
         }  # fmt: skip
         if before.get("target") == point["target"]:  # of one shape in one precision the faster time is the truer: other work only slows
             point["milliseconds"] = min(point["milliseconds"], before["milliseconds"])
-        point["holds"] = {name.removeprefix("max_"): value <= limit for name, value, limit in proving.costs_of(self.limits, point)}
+        point["holds"] = proving.holds(self.limits, point)
         self.journal.put(point)
         self.watch(Told(f"Candidate {number}: dev {primary} {score:.4f}, {point['bytes'] / 1e6:.2f} MB, {point['milliseconds']:.3f} ms"))
 
@@ -615,10 +616,15 @@ class Search:
         return [] if self.stopping else self.journal.settle(stage, best)
 
     def _best(self, numbers: Sequence[int], count: int) -> list[int]:
-        """The best of some candidates so far: those that hold the limits first, then the higher score; without limits, the smallest that keep."""
+        """The best of some candidates so far: those that hold the limits first, then the higher score; without limits, the smallest that keep.
+
+        What misses a limit of time by less than chance moves a time goes on, for a later rung takes the time again.
+        """
         damages = [float(item["damage"]) for item in self.state["candidates"]]
-        points = sorted((point for point in self.state["points"] if point["id"] in numbers), key=self.rank)
-        return [point["id"] for point in self._settle(points, lambda point: damages[point["id"]])[:count]]
+        limits = {name: limit * (NEARLY if name == "max_ms" else 1) for name, limit in self.limits.items()}
+        points = [{**point, "holds": proving.holds(limits, point)} for point in self.state["points"] if point["id"] in numbers]
+        ranked = sorted(points, key=lambda point: proving.rank(limits, point))
+        return [point["id"] for point in self._settle(ranked, lambda point: damages[point["id"]])[:count]]
 
     def order(self) -> list[dict[str, Any]]:
         """All points, the best first. The one that learned longest, or what came of it, is the best of those that are tied with the best, for longer

@@ -136,6 +136,18 @@ def test_of_tied_students_the_one_that_learned_longest_is_chosen(run: Path) -> N
     assert order(1.0, near, far) == [1, 2, 0], "what does not hold the limits is tied with nothing"
 
 
+@pytest.mark.parametrize(("milliseconds", "expected"), [(1.01, [0, 1]), (1.03, [1, 0])])
+def test_a_time_that_chance_put_beyond_the_limit_ends_no_candidate(run: Path, milliseconds: float, expected: list[int]) -> None:
+    recipe = resolve({**read_recipe(run / "recipe.toml"), "budget": {}, "distill": {}}, {"max_ms": 1.0})
+    search = shrinking.Search(shrinking.survey(open_run(run), recipe, lambda fact: None), lambda fact: None)
+    search.state["candidates"] = [{"damage": 0.1}, {"damage": 0.2}]
+    search.state["points"] = [
+        {"id": number, "score": score, "kept": score, "holds": {"ms": time <= 1}, "bytes": 1, "milliseconds": time, "resident_bytes": None}
+        for number, (score, time) in enumerate([(0.9, milliseconds), (0.5, 0.9)])
+    ]
+    assert search._best([0, 1], 2) == expected
+
+
 def test_a_rung_that_went_wrong_leaves_the_earlier_weights(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {**FAST, "reconstruct": False}  # so that the first rung leaves something to learn
     recipe = resolve({**read_recipe(run / "recipe.toml"), "budget": {}, "distill": {}}, options)

@@ -187,6 +187,11 @@ def is_decoder(backbone: nn.Module) -> bool:
     return text_only and (causal or getattr(config, "is_decoder", False) is True)
 
 
+def is_plain_encoder(config: Any) -> bool:
+    """Whether a configuration is that of an encoder among `PLAIN_POSITIONS`."""
+    return config.model_type in PLAIN_POSITIONS and not getattr(config, "is_decoder", False)
+
+
 def pooled_layers(backbone: nn.Module) -> int:
     """How many layers, the uppermost, read pairs of tokens: see `steps.pool`."""
     return getattr(backbone, "pooled_layers", 0)

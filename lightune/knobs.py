@@ -16,7 +16,7 @@ from lightune.exports.onnx import trace
 from lightune.importance import Importance
 from lightune.models import Model
 from lightune.profiling import Setting, measure_export
-from lightune.steps import make_step
+from lightune.steps import UNWEIGHED, make_step
 
 CURVE = 40  # points of a curve, beside its beginning
 STEPS = {"depth": "depth=1/2", "ffn": "ffn=1/2", "heads": "heads=1/2", "hidden": "hidden=1/2", "pool": "pool=1/2", "vocab": "vocab=1/4"}
@@ -68,7 +68,7 @@ def _after_step(model: Model, knob: str, setting: Setting, known: Importance | N
     """What a copy of the model costs after one step."""
     student = model.copy().shrink(make_step(STEPS[knob]), known or level_importance(model))
     cost = measure_export(student, trace(student.network.eval(), student.encoder.inputs), PLAIN, setting)
-    lost = lost_share(known, knob, Shape.of(student)) if known and knob != "pool" else None  # which takes no part away
+    lost = lost_share(known, knob, Shape.of(student)) if known and knob not in UNWEIGHED else None
     return Saving(knob, STEPS[knob], *cost, lost)
 
 

@@ -489,7 +489,7 @@ def _reader(config: Any) -> Any:
 
 def _attention(config: Any, fast: str) -> str | None:
     """Our attention for encoders that call transformers' attention interface, the model's own choice elsewhere."""
-    return fast if config.model_type in architectures.PLAIN_POSITIONS and not getattr(config, "is_decoder", False) else None
+    return fast if architectures.is_plain_encoder(config) else None
 
 
 def bare_backbone(values: dict[str, Any], reader: Any = None) -> torch.nn.Module:

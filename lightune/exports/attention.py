@@ -13,15 +13,14 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import bidirectional_mask_function, eager_mask
 
-from lightune.architectures import PLAIN_POSITIONS
+from lightune.architectures import is_plain_encoder
 
 NAME = "lightune-export"
 
 
 def choose_attention(backbone: PreTrainedModel) -> str:
     """The name of the attention with which a backbone is traced: ours for the encoders that take one, else transformers' plainest."""
-    config = backbone.config
-    if config.model_type not in PLAIN_POSITIONS or getattr(config, "is_decoder", False):
+    if not is_plain_encoder(backbone.config):
         return "eager"
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, _mask)

@@ -63,7 +63,7 @@ class Pool:
 
 def can_pool(backbone: nn.Module) -> bool:
     """Whether upper layers can read pairs: an encoder whose layers learn nothing of a token's place but from its vector."""
-    return backbone.config.model_type in architectures.PLAIN_POSITIONS and not architectures.is_decoder(backbone)  # type: ignore[union-attr, operator]
+    return architectures.is_plain_encoder(backbone.config)
 
 
 def pool_pairs(stream: Tensor, mask: Tensor | None) -> Tensor:
@@ -110,9 +110,11 @@ class _Pooling:
 
     def attach(self, backbone: Any) -> None:
         """Pool before block `keep`, and give every token its share at the end."""
+        blocks = architectures.blocks(backbone)
+        shared = len(blocks) < backbone.config.num_hidden_layers
         backbone.register_forward_pre_hook(self._begin)
-        for number, block in enumerate(architectures.blocks(backbone)):
-            block.register_forward_pre_hook(_Entry(self, number, len(architectures.blocks(backbone)) < backbone.config.num_hidden_layers))
+        for number, block in enumerate(blocks):
+            block.register_forward_pre_hook(_Entry(self, number, shared))
         backbone.register_forward_hook(self._end)
 
     @property

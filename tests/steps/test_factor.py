@@ -27,7 +27,7 @@ from lightune.options import as_dict, build
 from lightune.precision import Precision
 from lightune.recipes import TrainOptions
 from lightune.runtime import load as load_artifact
-from lightune.sources import Source, resolve_model
+from lightune.sources import resolve_model
 from lightune.steps import make_step
 from lightune.steps.factor import PROJECTIONS, Factor, Factored, principal_axes, second_moment
 from lightune.training import Training
@@ -36,16 +36,6 @@ ROWS = tiny_models.make_rows(12)
 TEXTS = [*(row.text for row in ROWS), ("good film", "the room was bad"), ("bad", "")]
 FAMILIES = (*tiny_models.FAMILIES, *tiny_models.TWO_STACKS)
 RANK = 6
-
-
-@pytest.fixture
-def start(tiny_source: Callable[[str], Source]) -> Callable[[str], Model]:
-    def make(family: str) -> Model:
-        model = tiny_models.start(tiny_source(family), ROWS)
-        model.network.eval()
-        return model
-
-    return make
 
 
 def lower_rank(model: Model, rank: int) -> None:

@@ -22,7 +22,6 @@ from lightune.models import Model
 from lightune.options import as_dict, build
 from lightune.recipes import TrainOptions
 from lightune.runtime import load as load_artifact
-from lightune.sources import Source
 from lightune.steps import make_step
 from lightune.steps.pool import pool_pairs, read_by
 from lightune.training import Training
@@ -32,16 +31,6 @@ TEXTS = [*(row.text for row in ROWS), ("good film", "the room was bad"), ("bad",
 FAMILIES = (*tiny_models.FAMILIES, *tiny_models.TWO_STACKS)
 POOLED = [family for family in FAMILIES if family in PLAIN_POSITIONS]
 OTHERS = [family for family in FAMILIES if family not in PLAIN_POSITIONS]
-
-
-@pytest.fixture
-def start(tiny_source: Callable[[str], Source]) -> Callable[[str], Model]:
-    def make(family: str) -> Model:
-        model = tiny_models.start(tiny_source(family), ROWS)
-        model.network.eval()
-        return model
-
-    return make
 
 
 def test_pairs_are_means_and_padding_does_not_count() -> None:

@@ -42,16 +42,6 @@ NOT_NATIVE = {
 }
 
 
-@pytest.fixture
-def start(tiny_source: Callable[[str], Source]) -> Callable[[str], Model]:
-    def make(family: str) -> Model:
-        model = tiny_models.start(tiny_source(family), ROWS)
-        model.network.eval()
-        return model
-
-    return make
-
-
 @pytest.fixture(scope="module")
 def importances(tiny_source: Callable[[str], Source]) -> Callable[[str], Importance]:
     known: dict[str, Importance] = {}

@@ -187,12 +187,17 @@ def _record(teachers: Sequence[Model], encoded: Encoded, folder: Path, states: S
 @contextmanager
 def hurried(network: Network) -> Iterator[None]:
     """bf16 for what a teacher reads, where this device is faster with it: what it says moves by far less than a student misses it by."""
-    device, config = next(network.parameters()).device, network.backbone.config
-    if config.hidden_size < WIDE or not bf16_is_faster(device, config.hidden_size):  # type: ignore[union-attr, arg-type, operator]
+    if not hurries(network):
         yield
         return
-    with Halves(network).used(), torch.autocast(device.type, torch.bfloat16):
+    with Halves(network).used(), torch.autocast(next(network.parameters()).device.type, torch.bfloat16):
         yield
+
+
+def hurries(network: Network) -> bool:
+    """Whether a network is read in bf16 where its answers need not be exact: it is wide enough to gain by it, on this device."""
+    width: Any = network.backbone.config.hidden_size  # type: ignore[union-attr]
+    return width >= WIDE and bf16_is_faster(next(network.parameters()).device, width)
 
 
 def _read(network: Network, batch: dict[str, Tensor], states: Sequence[str]) -> dict[str, Tensor]:

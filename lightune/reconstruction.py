@@ -9,31 +9,32 @@ writes to the residual stream aims at the stream behind it, and the last one bef
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import Cache
 from transformers.pytorch_utils import Conv1D
 
 from lightune import architectures
-from lightune.distillation import hurried
+from lightune.distillation import hurries
 from lightune.models import Model
 from lightune.networks import Network, tensors
 from lightune.runtime.tokenization import Encoded
 from lightune.steps import pool, step_name
 
 CUTS = ("depth", "ffn", "heads", "hidden", "pool", "factor")  # steps that leave what they do not cut as it was
-TOKENS = 16384  # of the padded sample
-COMMON = 0.9  # rows longer than this quantile are left out of the sample: all others would be padded for their sake
+ENTRIES = 131_072 * 384  # of the token vectors of the sample: some matrices need a hundred tokens for every entry that they read
+CHUNK = 8192  # tokens that are read at once, padding included
 RIDGE = 0.01  # of the mean square of what a matrix is given
 
-Goals = Mapping[str, Tensor]  # float32 [tokens, entries] by name inside a block: what a reader gives, a norm takes, or "", the block
+Goals = Mapping[str, Tensor]  # [tokens, entries] by name inside a block: what a reader gives, a norm takes, or "", the block
 
 
 class _Enough(Exception):
@@ -58,106 +59,167 @@ def reconstruct(student: Model, before: Model, encoded: Encoded) -> Model:
     Args:
         before: the model of which a copy was cut, by steps that `can_reconstruct` allows. encoded: rows, of which a sample is read.
     """
-    batch = _sample(before, encoded)
-    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
     numbers, rows, stream = _trace(before.network, student.changes[len(before.changes) :])
-    ends = [*(number - 1 for number in numbers[1:]), len(architectures.blocks(before.network.backbone)) - 1]
     olds, news = (architectures.blocks(model.network.backbone) for model in (before, student))
-    with torch.no_grad(), _still(before.network), _still(student.network):
-        with hurried(before.network):
-            asked = _enter(before.network, batch, olds)
-        calls = _enter(student.network, batch, news)
-        given = calls[0].stream
-        for place, (block, call) in enumerate(zip(news, calls, strict=True)):
+    ends = [*(number - 1 for number in numbers[1:]), len(olds) - 1]
+    with torch.no_grad(), _still(before.network), _still(student.network), _hurried(before.network):
+        chunks = [
+            _Chunk(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool(),
+                   _enter(before.network, batch, olds), _enter(student.network, batch, news))
+            for batch in _sample(before, encoded)
+        ]  # fmt: skip
+        for chunk, block in product(chunks, olds[: numbers[0]]):
+            chunk.before.go_on(chunk.before.ask(block))
+        for place, block in enumerate(news):
             start, end = numbers[place], ends[place]  # of the layers whose work the block has to do
-            read, theirs = pool.read_by(student.network.backbone, place, mask), pool.read_by(before.network.backbone, start, mask)
-            halve = read.shape != theirs.shape
-            with hurried(before.network):
-                own = _goals(olds[start], asked[start], theirs, rows[place], stream, halve)
-                last = own if start == end else _goals(olds[end], asked[end], theirs, {}, stream, halve)
-            given = _Fit(block, own, last, read).run(dataclasses.replace(call, stream=given))
+            goals = []
+            for chunk in chunks:
+                read = pool.read_by(student.network.backbone, place, chunk.mask)
+                theirs = pool.read_by(before.network.backbone, start, chunk.mask)
+                halve = read.shape != theirs.shape
+                own = last = _goals(olds[start], chunk.before, theirs, rows[place], stream, halve)
+                for number in range(start + 1, end + 1):
+                    last = _goals(olds[number], chunk.before, theirs, {}, stream, halve)
+                goals.append((own, last, read))
+            _Fit(block).run([chunk.student for chunk in chunks], goals)
     return student
 
 
-@dataclass(frozen=True, eq=False)
-class _Call:
-    """What a block is given: the residual stream [b, s, d], and the rest."""
+@dataclass(eq=False)
+class _Reading:
+    """How far a network has read some rows: the residual stream [b, s, d] before its next block, and what else the blocks from there on are given."""
 
     stream: Tensor
-    args: tuple[Any, ...]
-    options: dict[str, Any]
+    others: list[tuple[tuple[Any, ...], dict[str, Any]]]
 
     def ask(self, block: nn.Module) -> Tensor:
-        """The stream that the block makes of it."""
-        return architectures.stream_of(block(self.stream, *self.args, **self.options))
+        """The stream that the next block makes of it."""
+        args, options = self.others[0]
+        return architectures.stream_of(block(self.stream, *args, **options))
+
+    def go_on(self, stream: Tensor) -> None:
+        """Stand behind the next block, which gave a stream."""
+        self.stream, self.others = stream, self.others[1:]
+
+
+@dataclass(frozen=True, eq=False)
+class _Chunk:
+    """Some rows, and how far both networks have read them. mask: bool [b, s], which tokens are no padding."""
+
+    mask: Tensor
+    before: _Reading
+    student: _Reading
 
 
 class _Fit:
-    """Fits the matrices of one block in the order in which they run.
+    """Fits the matrices of one block in the order in which they run."""
 
-    own: the goals of all matrices but the last. last: of that one.
-    """
-
-    def __init__(self, block: nn.Module, own: Goals, last: Goals, mask: Tensor) -> None:
-        self.block, self.own, self.last, self.mask = block, own, last, mask
+    def __init__(self, block: nn.Module) -> None:
+        self.block = block
         self.names = {part: name for name, part in block.named_modules()}
         self.writers = [block.get_submodule(name) for name in _writers(block)]
         self.done: set[nn.Module] = set()
-        self.waiting: tuple[nn.Module, Tensor] | None = None  # a writer that has run, and what it was given
 
-    def run(self, call: _Call) -> Tensor:
-        """Ask the block again after every writer that was fitted, until nothing is left to fit; gives the stream behind it."""
+    def run(self, readings: Sequence[_Reading], goals: Sequence[tuple[Goals, Goals, Tensor]]) -> None:
+        """Ask the block again after every matrix that was fitted, or all those that read what others give, until none is left.
+
+        goals: for each reading those of all matrices but the last, those of the last, and which tokens count, bool [b, s].
+        """
         while True:
-            self.waiting = None
-            with architectures.hooked(self._hooks()), suppress(_Enough):
-                return call.ask(self.block)
-
-    def _hooks(self) -> Iterator[Any]:
-        for _, layer in architectures.linears(self.block):
-            if layer not in self.writers:
-                yield layer.register_forward_pre_hook(self._fit_reader)
-            elif layer not in self.done:
-                yield layer.register_forward_hook(self._wait)
-        for norm in architectures.norms(self.block):
-            yield norm.register_forward_pre_hook(lambda norm, inputs: self._fit_writer(self.names[norm], inputs[0]))
-        yield self.block.register_forward_hook(lambda block, inputs, output: self._fit_writer("", architectures.stream_of(output)))
-
-    def _fit_reader(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if layer not in self.done:
-            self.done.add(layer)
-            if self.names[layer] not in self.own:
+            sums: dict[nn.Module, _Sums] = {}
+            for reading, (own, last, mask) in zip(readings, goals, strict=True):
+                look = _Look(self, own, last, mask, sums, len(sums))
+                with architectures.hooked(look.hooks()), suppress(_Enough):
+                    reading.go_on(reading.ask(self.block))
+            if not sums:
                 return
-            given = _tokens(inputs[0], self.mask)
-            _improve(layer, given, self.own[self.names[layer]] - layer(given))
+            for layer, found in sums.items():
+                found.improve(layer)
+            self.done.update(sums)
+
+
+@dataclass(eq=False)
+class _Look:
+    """One reading of a block, as far as the matrices that are to be fitted next, of whose work it adds to the sums.
+
+    expected: how many these are, 0 where that is not known yet.
+    """
+
+    fit: _Fit
+    own: Goals
+    last: Goals
+    mask: Tensor
+    sums: dict[nn.Module, _Sums]
+    expected: int
+    read: set[nn.Module] = field(default_factory=set)  # those that read, so far
+    waiting: tuple[nn.Module, Tensor] | None = None  # a writer that has run, and what it was given
+
+    def hooks(self) -> Iterator[Any]:
+        """Registers what notes the block's work, and gives the handles."""
+        for _, layer in architectures.linears(self.fit.block):
+            if layer in self.fit.writers:
+                yield layer.register_forward_pre_hook(self._stop_before)
+            if layer in self.fit.done:
+                continue
+            yield layer.register_forward_hook(self._wait if layer in self.fit.writers else self._add_reader)
+        for norm in architectures.norms(self.fit.block):
+            yield norm.register_forward_pre_hook(lambda norm, inputs: self._add_writer(self.fit.names[norm], inputs[0]))
+        yield self.fit.block.register_forward_hook(lambda block, inputs, output: self._add_writer("", architectures.stream_of(output)))
+
+    def _add_reader(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        name = self.fit.names[layer]
+        if name in self.own and layer not in self.read:
+            self.read.add(layer)
+            self._add(layer, _tokens(inputs[0], self.mask), self.own[name] - _tokens(output, self.mask))
+            if len(self.read) == self.expected:
+                raise _Enough
+
+    def _stop_before(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        if self.read:
+            raise _Enough
 
     def _wait(self, layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         self.waiting = layer, _tokens(inputs[0], self.mask)
 
-    def _fit_writer(self, where: str, stream: Tensor) -> None:
-        """Fit the writer that has just run by the stream behind it: what a norm takes, or what the block gives."""
+    def _add_writer(self, where: str, stream: Tensor) -> None:
+        """A writer has run; the stream behind it is what a norm takes, or what the block gives."""
         if self.waiting is not None:
             layer, given = self.waiting
-            self.done.add(layer)
-            _improve(layer, given, (self.last if layer is self.writers[-1] else self.own)[where] - _tokens(stream, self.mask))
+            goals = self.last if layer is self.fit.writers[-1] else self.own
+            self._add(layer, given, goals[where] - _tokens(stream, self.mask))
             raise _Enough
 
-
-def _improve(layer: nn.Module, given: Tensor, gap: Tensor) -> None:
-    """Change a matrix, and its bias, so that what it gives for `given` [n, in] changes by `gap` [n, out], as nearly as it can."""
-    bias = getattr(layer, "bias", None)
-    inputs = given if bias is None else torch.cat([given, given.new_ones(len(given), 1)], 1)
-    squares = (inputs.T @ inputs).double()
-    ridge = squares.diagonal()[: given.shape[1]].mean() * RIDGE * torch.ones_like(squares[0])
-    ridge[given.shape[1] :] = 0  # a bias is free
-    change = torch.linalg.solve(squares + ridge.diag(), (inputs.T @ gap).double())
-    matrix = _rows(layer)
-    matrix.add_(change[: given.shape[1]].T.to(matrix.dtype))
-    if bias is not None:
-        bias.add_(change[-1].to(bias.dtype))
+    def _add(self, layer: nn.Module, given: Tensor, gap: Tensor) -> None:
+        self.sums.setdefault(layer, _Sums()).add(given if getattr(layer, "bias", None) is None else functional.pad(given, (0, 1), value=1.0), gap)
 
 
-def _goals(block: nn.Module, call: _Call, mask: Tensor, rows: Mapping[str, Tensor], stream: Tensor, halve: bool) -> Goals:
-    """What a block of the model before does, as far as a student has the entries.
+class _Sums:
+    """What least squares need to know of what a matrix was given, with a one for its bias, and by what its answers should change."""
+
+    squares: Tensor | float = 0.0
+    products: Tensor | float = 0.0
+
+    def add(self, given: Tensor, gap: Tensor) -> None:
+        """given: [n, in]; gap: [n, out]."""
+        with torch.autocast(given.device.type, enabled=False):
+            self.squares = self.squares + (given.T @ given).double()
+            self.products = self.products + (given.T @ gap).double()
+
+    def improve(self, layer: nn.Module) -> None:
+        """Change the matrix and its bias so that its answers change by what was asked, as nearly as they can."""
+        squares, matrix, bias = self.squares, _rows(layer), getattr(layer, "bias", None)
+        assert isinstance(squares, Tensor)
+        count = matrix.shape[1]
+        ridge = squares.diagonal()[:count].mean() * RIDGE * torch.ones_like(squares[0])
+        ridge[count:] = 0  # a bias is free
+        change = torch.linalg.solve(squares + ridge.diag(), self.products)
+        matrix.add_(change[:count].T.to(matrix.dtype))
+        if bias is not None:
+            bias.add_(change[-1].to(bias.dtype))
+
+
+def _goals(block: nn.Module, reading: _Reading, mask: Tensor, rows: Mapping[str, Tensor], stream: Tensor, halve: bool) -> Goals:
+    """What the next block of the model before does, as far as a student has the entries; the reading goes on behind it.
 
     rows: by a reader's name, which entries of what it gives. stream: which dimensions of the residual stream. halve: whether the student
     reads pairs of the block's tokens, and so aims at their means.
@@ -180,7 +242,8 @@ def _goals(block: nn.Module, call: _Call, mask: Tensor, rows: Mapping[str, Tenso
     width = _rows(architectures.feed_forward(block)[-1]).shape[0]
     norms = [part for part in architectures.norms(block) if getattr(part, "weight", stream).shape[0] == width]  # not those inside heads
     with architectures.hooked(hooks()):
-        keep("", call.ask(block), stream)
+        reading.go_on(reading.ask(block))
+    keep("", reading.stream, stream)
     return found
 
 
@@ -220,29 +283,42 @@ def _rows(layer: nn.Module) -> Tensor:
     return weight.T if isinstance(layer, Conv1D) else weight
 
 
-def _sample(model: Model, encoded: Encoded) -> dict[str, Tensor]:
-    """A padded batch of rows, spread evenly over those that are not much longer than most."""
-    lengths = encoded.lengths.clip(max=model.encoder.max_length)
-    longest = max(1, int(np.quantile(lengths, COMMON)))
-    common = np.flatnonzero(lengths <= longest)
-    places = common[np.unique(np.linspace(0, len(common) - 1, max(1, min(len(common), TOKENS // longest))).round().astype(int))]
-    return tensors(model.encoder.pad(encoded, places), model.device)
+def _sample(model: Model, encoded: Encoded) -> Iterator[dict[str, Tensor]]:
+    """Padded batches of rows that are spread evenly over all, the short ones first."""
+    lengths = encoded.lengths.clip(1, model.encoder.max_length)
+    width: Any = model.network.backbone.config.hidden_size  # type: ignore[union-attr]
+    most = ENTRIES / width / lengths.mean()
+    places = np.unique(np.linspace(0, len(lengths) - 1, max(1, min(len(lengths), int(most)))).round().astype(int))
+    places = places[np.argsort(lengths[places], kind="stable")]
+    begin = 0
+    for end in range(1, len(places) + 1):
+        if end == len(places) or (end + 1 - begin) * lengths[places[end]] > CHUNK:
+            yield tensors(model.encoder.pad(encoded, places[begin:end]), model.device)
+            begin = end
 
 
-def _enter(network: Network, batch: dict[str, Tensor], blocks: Sequence[nn.Module]) -> list[_Call]:
-    """What some blocks are given, in their order, when a network reads a batch, which it does as far as the last of them."""
-    calls: list[_Call] = []
+def _enter(network: Network, batch: dict[str, Tensor], blocks: Sequence[nn.Module]) -> _Reading:
+    """A network's reading of a batch before the first of its blocks, when it has gone through all of them once to see what they are given."""
+    streams: list[Tensor] = []
+    others: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def note(block: nn.Module, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        if not streams:
+            streams.append(args[0])
         forget = [None if isinstance(value, Cache) else value for value in args[1:]]  # a block is asked more than once
-        calls.append(_Call(args[0], tuple(forget), {name: None if isinstance(value, Cache) else value for name, value in options.items()}))
+        others.append((tuple(forget), {name: None if isinstance(value, Cache) else value for name, value in options.items()}))
         if block is blocks[-1]:
             raise _Enough
 
     hooks = (block.register_forward_pre_hook(note, with_kwargs=True, prepend=True) for block in blocks)  # before what a step hooked there
     with architectures.hooked(hooks), suppress(_Enough):
         network.read(**batch)
-    return calls
+    return _Reading(streams[0], others)
+
+
+def _hurried(network: Network) -> Any:
+    """bf16 for what is read where that is faster; copies of weights are not kept, for the student's change."""
+    return torch.autocast(next(network.parameters()).device.type, torch.bfloat16, enabled=hurries(network), cache_enabled=False)
 
 
 def _tokens(values: Tensor, mask: Tensor) -> Tensor:

@@ -308,7 +308,7 @@ class Search:
                 student = models.load(learned)
             else:
                 self.watch(Told(f"Measuring what each part is worth, and cutting {' · '.join(cuts) or 'nothing but the vocabulary'}"))
-                student = students.make_student(lesson, cuts, fit=self.ground.recipe.distill.reconstruct)
+                student = students.make_student(lesson, cuts, fit=students.fit_effort(self.ground.recipe.distill, self.journal.seconds))
             with full_disk_told(start):
                 student.save(start)
         return models.load(start)

@@ -15,9 +15,14 @@ from typing import Any, Protocol
 from lightune.costs import Shape
 from lightune.steps import make_step, step_name
 
-SHARES = (1.0, 0.75, 0.5, 1 / 3, 0.25, 1 / 6)  # of heads (with the hidden size) and of feed-forward neurons
+HEADS = tuple(count / 12 for count in (12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2))  # shares of heads, with the hidden size
+NEURONS = tuple(count / 24 for count in (24, 22, 20, 18, 16, 14, 12, 10, 9, 8, 7, 6, 5, 4, 3))  # of feed-forward neurons
 NEURON_STEP = 32  # feed-forward sizes are multiples of it
-MARGIN = 0.94  # a table's prediction must stay below this share of a limit: it may be wrong by some percent
+MARGINS = {
+    "max_mb": 0.98,
+    "max_ms": 0.94,
+    "max_ram": 0.94,
+}  # a table's prediction must stay below this share of a limit, for it errs by some percent
 SPARE = 0.66  # the candidate beyond the limits holds this share of them
 LEVELS = (1 / 20, 1 / 30, 1 / 12)  # of the reference's size and time, where no limit is given
 EXPONENTS = {  # how much each share hurts, so that of students that learned from one model the better ones come first
@@ -92,9 +97,13 @@ def enumerate_candidates(
     base: Shape, costs: Costs, lose: Lose, vocabularies: Sequence[int], percentile: int = 50, *, pools: bool = False
 ) -> Iterator[Candidate]:
     """Every combination of the knobs, with its predicted cost and damage; pools: whether upper layers may read pairs of tokens."""
-    heads = sorted({max(1, round(base.heads * share)) for share in SHARES}, reverse=True)
-    neurons = sorted({_rounded(base.ffn * share, base.ffn, NEURON_STEP) for share in SHARES}, reverse=True)
-    depths = [(layers, pooled) for layers in range(base.layers, 0, -1) for pooled in range(layers if pools else 1)]
+    heads = sorted({max(1, round(base.heads * share)) for share in HEADS}, reverse=True)
+    neurons = sorted({_rounded(base.ffn * share, base.ffn, NEURON_STEP) for share in NEURONS}, reverse=True)
+    depths = [
+        (layers, pooled)
+        for layers in range(base.layers, 0, -1)
+        for pooled in sorted({layers * sixths // 6 for sixths in range(6 if pools else 1)})  # that read pairs
+    ]
     for (layers, pooled), kept, ffn, tokens, (weights, bits) in product(depths, heads, neurons, vocabularies, costs.precisions):
         hidden = round(base.hidden * kept / base.heads)
         whole = dataclasses.replace(
@@ -162,6 +171,11 @@ def excess(item: Candidate, limits: Mapping[str, float]) -> float:
     """By what factor a candidate is predicted to miss the limit that it misses most; at most 1 where it holds them all."""
     costs = {"max_mb": item.bytes / 1e6, "max_ms": item.milliseconds, "max_ram": item.resident / 1e6}
     return max((costs[name] / limit for name, limit in limits.items() if name in costs), default=0.0)
+
+
+def within(limits: Mapping[str, float]) -> dict[str, float]:
+    """The limits less what predictions may be wrong by."""
+    return {name: limit * MARGINS.get(name, 1.0) for name, limit in limits.items()}
 
 
 def on_front(points: Sequence[Mapping[str, Any]]) -> list[bool]:
@@ -248,9 +262,10 @@ def _absolute(spec: str, sizes: Mapping[str, int]) -> str:
 def _best_of_each_depth(known: Sequence[Candidate], limits: Mapping[str, float]) -> list[Candidate]:
     """Of each number of layers the least damaged candidate that holds the limits, the least damaged first."""
     best: dict[int, Candidate] = {}
+    held = within(limits)
     for item in known:
         layers = item.shape.layers
-        if excess(item, limits) <= MARGIN and (layers not in best or item.damage < best[layers].damage):
+        if excess(item, held) <= 1 and (layers not in best or item.damage < best[layers].damage):
             best[layers] = item
     return sorted(best.values(), key=lambda item: item.damage)
 

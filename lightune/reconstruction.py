@@ -9,6 +9,7 @@ writes to the residual stream aims at the stream behind it, and the last one bef
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -30,7 +31,10 @@ from lightune.runtime.tokenization import Encoded
 from lightune.steps import pool, step_name
 
 CUTS = ("depth", "ffn", "heads", "hidden", "pool", "factor")  # steps that leave what they do not cut as it was
-ENTRIES = 131_072 * 384  # of the token vectors of the sample: some matrices need a hundred tokens for every entry that they read
+WORK = 1.4e12  # multiply-adds of the blocks of the model before, which bounds the sample: half a minute on two cores
+LEAST = (
+    16384  # tokens of the sample, whatever the model; a matrix that has seen few tokens for every entry that it reads tells them by heart
+)
 CHUNK = 8192  # tokens that are read at once, padding included
 RIDGE = 0.01  # of the mean square of what a matrix is given
 
@@ -53,11 +57,12 @@ def can_reconstruct(model: Model, steps: Sequence[Any]) -> bool:
     )
 
 
-def reconstruct(student: Model, before: Model, encoded: Encoded) -> Model:
+def reconstruct(student: Model, before: Model, encoded: Encoded, effort: float = 1.0) -> Model:
     """Fit a student that was just cut from a model to give what that model gives. Returns the student.
 
     Args:
         before: the model of which a copy was cut, by steps that `can_reconstruct` allows. encoded: rows, of which a sample is read.
+        effort: the share of `WORK` that is spent.
     """
     numbers, rows, stream = _trace(before.network, student.changes[len(before.changes) :])
     olds, news = (architectures.blocks(model.network.backbone) for model in (before, student))
@@ -66,7 +71,7 @@ def reconstruct(student: Model, before: Model, encoded: Encoded) -> Model:
         chunks = [
             _Chunk(batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool(),
                    _enter(before.network, batch, olds), _enter(student.network, batch, news))
-            for batch in _sample(before, encoded)
+            for batch in _sample(before, encoded, effort)
         ]  # fmt: skip
         for chunk, block in product(chunks, olds[: numbers[0]]):
             chunk.before.go_on(chunk.before.ask(block))
@@ -190,7 +195,9 @@ class _Look:
             raise _Enough
 
     def _add(self, layer: nn.Module, given: Tensor, gap: Tensor) -> None:
-        self.sums.setdefault(layer, _Sums()).add(given if getattr(layer, "bias", None) is None else functional.pad(given, (0, 1), value=1.0), gap)
+        self.sums.setdefault(layer, _Sums()).add(
+            given if getattr(layer, "bias", None) is None else functional.pad(given, (0, 1), value=1.0), gap
+        )
 
 
 class _Sums:
@@ -283,12 +290,14 @@ def _rows(layer: nn.Module) -> Tensor:
     return weight.T if isinstance(layer, Conv1D) else weight
 
 
-def _sample(model: Model, encoded: Encoded) -> Iterator[dict[str, Tensor]]:
+def _sample(model: Model, encoded: Encoded, effort: float) -> Iterator[dict[str, Tensor]]:
     """Padded batches of rows that are spread evenly over all, the short ones first."""
     lengths = encoded.lengths.clip(1, model.encoder.max_length)
-    width: Any = model.network.backbone.config.hidden_size  # type: ignore[union-attr]
-    most = ENTRIES / width / lengths.mean()
-    places = np.unique(np.linspace(0, len(lengths) - 1, max(1, min(len(lengths), int(most)))).round().astype(int))
+    weights = sum(
+        _rows(layer).numel() for block in architectures.blocks(model.network.backbone) for _, layer in architectures.linears(block)
+    )
+    count = math.ceil(max(effort * WORK / weights, LEAST) / lengths.mean())
+    places = np.unique(np.linspace(0, len(lengths) - 1, min(len(lengths), count)).round().astype(int))
     places = places[np.argsort(lengths[places], kind="stable")]
     begin = 0
     for end in range(1, len(places) + 1):

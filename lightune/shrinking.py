@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -456,7 +457,7 @@ class Search:
         folder = self._folder(number)
         if self._was_made(number):
             return models.load(folder / "model"), seconds, 0.0
-        steps, fit = cuts_of(candidate), self.ground.recipe.distill.reconstruct
+        steps, fit = cuts_of(candidate), students.fit_effort(self.ground.recipe.distill, self.seconds)
         if candidate.stages == 1:
             return students.make_student(lesson, steps, fit=fit), seconds, 0.0
         *middle, last = planning.divide_steps(Shape.of(lesson.teacher), steps, candidate.stages)
@@ -715,9 +716,12 @@ def cuts_of(candidate: Candidate) -> list[str]:
 def _loser(found: importance.Importance, lost: Mapping[int, float]) -> planning.Lose:
     """The share of importance that a shape takes away, by knob; of tokens, how far the answers move, see `_moved`."""
 
+    @cache
+    def removed(layers: int, heads: int, ffn: int, hidden: int) -> dict[str, float]:
+        return importance.shares(found, layers=layers, heads=heads, ffn=ffn, hidden=hidden)
+
     def lose(shape: Shape) -> dict[str, float]:
-        removed = importance.shares(found, layers=shape.layers, heads=shape.heads, ffn=shape.ffn, hidden=shape.hidden)
-        return {**removed, "vocab": lost[shape.vocabulary]}
+        return {**removed(shape.layers, shape.heads, shape.ffn, shape.hidden), "vocab": lost[shape.vocabulary]}
 
     return lose
 

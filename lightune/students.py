@@ -28,6 +28,7 @@ STATIC_RATE = 3e-3
 SAMPLE = 256  # rows from which importance is measured
 TIMED_ROWS = 256
 CHECKPOINT_SECONDS = 30.0
+FIT_SECONDS = 1200.0  # of a search in which students are fitted with full effort
 
 Weigh = Callable[[Model, bool], importance.Importance]  # of a model; whether also by the loss without each layer
 Open = Callable[[TrainOptions], Training]
@@ -128,17 +129,18 @@ def weigh_once(
     return weighed[leave_out]
 
 
-def make_student(lesson: Teaching, steps: Sequence[str], before: Model | None = None, *, fit: bool = True) -> Model:
+def make_student(lesson: Teaching, steps: Sequence[str], before: Model | None = None, *, fit: float = 1.0) -> Model:
     """A smaller copy of a model after some steps: see `cut`.
 
     Args:
         before: an earlier student of the lesson; its teacher by default.
-        fit: give what is left the weights that come nearest to what the model did, where that can be told: see `reconstruct`.
+        fit: the effort with which what is left is given the weights that come nearest to what the model did, where that can be told; see
+            `reconstruct`. None at 0.
     """
     before = before or lesson.teacher
     student = cut(before.copy(), steps, lesson.weigh)
     if fit and can_reconstruct(before, student.changes[len(before.changes) :]):
-        reconstruct(student, before, lesson.encoded)
+        reconstruct(student, before, lesson.encoded, fit)
     return student
 
 
@@ -148,6 +150,11 @@ def cut(student: Model, steps: Sequence[str], weigh: Weigh) -> Model:
         step = make_step(spec)
         student.shrink(step, None if step_name(step) in UNWEIGHED else weigh(student, chooses_layers(spec)))
     return student
+
+
+def fit_effort(options: DistillOptions, seconds: float) -> float:
+    """With what effort the students of a search of so many seconds are fitted."""
+    return min(1.0, seconds / FIT_SECONDS) * options.reconstruct
 
 
 def chooses_layers(spec: str) -> bool:

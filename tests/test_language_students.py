@@ -62,7 +62,7 @@ def test_a_student_is_fitted_to_expect_what_its_teacher_expects(ground: Any, tmp
             pairs = [(lesson.teacher.network.eval()(ids).log_softmax(-1), student.network.eval()(ids).log_softmax(-1)) for ids in rows]
         return float(np.mean([float((ours.exp() * (ours - theirs)).sum(-1).mean()) for ours, theirs in pairs]))
 
-    plain, fitted = (students.make_student(lesson, steps, fit=fit) for fit in (False, True))
+    plain, fitted = (students.make_student(lesson, steps, fit=fit) for fit in (0.0, 1.0))
     assert distance(fitted) < 0.9 * distance(plain)
 
 

@@ -90,10 +90,10 @@ def test_every_candidate_that_is_chosen_holds_the_limits_with_a_margin() -> None
     chosen = planning.choose(candidates(), limits, (91_000_000, 12.0), 4)
     assert len(chosen) == 4
     for item in chosen:
-        assert item.bytes / 1e6 <= 4.5 * planning.MARGIN
-        assert item.milliseconds <= 0.4 * planning.MARGIN
+        assert item.bytes / 1e6 <= 4.5 * planning.MARGINS["max_mb"]
+        assert item.milliseconds <= 0.4 * planning.MARGINS["max_ms"]
     assert len({item.shape.layers for item in chosen}) >= 3
-    assert chosen[0].damage == min(item.damage for item in candidates() if planning.excess(item, limits) <= planning.MARGIN)
+    assert chosen[0].damage == min(item.damage for item in candidates() if planning.excess(item, planning.within(limits)) <= 1)
 
 
 def test_where_bytes_are_short_and_time_is_not_4_bits_buy_depth_and_width() -> None:

@@ -80,8 +80,10 @@ class CostTable:
 
     def tokenizer_bytes(self, tokens: int) -> int:
         """Bytes of the tokenizer's file if about the first `tokens` of its tokens stay."""
-        counts, sizes = zip(*self.tokenizer, strict=True)
-        return round(float(np.interp(tokens, counts, sizes)))
+        if tokens not in self._files:
+            counts, sizes = zip(*self.tokenizer, strict=True)
+            self._files[tokens] = round(float(np.interp(tokens, counts, sizes)))
+        return self._files[tokens]
 
     def resident_bytes(self, shape: Shape) -> int:
         """Peak resident memory of a process that runs the artefact alone.
@@ -137,6 +139,11 @@ class CostTable:
 
     def _table_bytes(self, shape: Shape) -> float:
         return float(self._sizes[shape.weights, shape.tables][-TABLES:] @ storage(shape)[-TABLES:])
+
+    @cached_property
+    def _files(self) -> dict[int, int]:
+        """What `tokenizer_bytes` was asked before: of thousands of shapes most share a few vocabularies."""
+        return {}
 
     @cached_property
     def _memory(self) -> tuple[float, float]:

@@ -139,6 +139,37 @@ def test_both_are_left_in_the_mode_they_were_in_and_the_model_before_is_as_it_wa
     assert not any(part._forward_hooks or part._forward_pre_hooks for model in (student, before) for part in model.network.modules())
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rows_in_chunks_are_the_same_rows(family: str, start: Callable[[str], Model], monkeypatch: pytest.MonkeyPatch) -> None:
+    before = start(family)
+    students = []
+    for size in (50, 100_000):
+        monkeypatch.setattr(reconstruction, "CHUNK", size)
+        students.append(reconstruct(cut(before, "hidden=1/2", "ffn=1/2"), before, encode(before)))
+    for one, other in zip(*(student.network.state_dict().items() for student in students), strict=True):
+        assert torch.allclose(one[1], other[1], atol=2e-3), one[0]
+
+
+def test_the_sample_is_as_large_as_the_effort_and_spread_over_all_rows(
+    start: Callable[[str], Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = start("bert")
+    encoded = encode(before)
+    monkeypatch.setattr(reconstruction, "LEAST", 1)
+    weights = sum(
+        part.weight.numel() for block in architectures.blocks(before.network.backbone) for _, part in architectures.linears(block)
+    )
+    monkeypatch.setattr(reconstruction, "WORK", float(encoded.lengths.sum()) * weights)
+    for effort, rows in ((1.0, 60), (0.5, 30), (1e-9, 1)):
+        batches = list(reconstruction._sample(before, encoded, effort))
+        masks = [batch.get("attention_mask", torch.ones_like(batch["input_ids"])) for batch in batches]
+        read = sorted(int(row.sum()) for mask in masks for row in mask)
+        assert len(read) == rows
+        assert rows < 60 or read == sorted(encoded.lengths.tolist())
+    monkeypatch.setattr(reconstruction, "LEAST", 10**9)
+    assert sum(len(batch["input_ids"]) for batch in reconstruction._sample(before, encoded, 0.1)) == 60
+
+
 def test_one_row_is_enough(start: Callable[[str], Model]) -> None:
     before = start("bert")
     student = cut(before, "hidden=1/2")

@@ -71,7 +71,17 @@ def test_students_are_fitted_on_the_rows_as_given(
     more = [dataclasses.replace(row, target=None) for row in tiny_models.make_rows(30)[20:]]
     lesson = students.prepare_lesson(teacher, None, rows, more, DistillOptions(), tmp_path, times=2)
     assert len(lesson.rows.encoded) == 3 * len(lesson.encoded)
-    monkeypatch.setattr(students, "reconstruct", lambda student, before, encoded: seen.append(encoded))
-    students.make_student(lesson, STEPS)
+    monkeypatch.setattr(students, "reconstruct", lambda student, before, encoded, effort: seen.append((encoded, effort)))
+    students.make_student(lesson, STEPS, fit=0.5)
+    students.make_student(lesson, STEPS, fit=0.0)
+    ((encoded, effort),) = seen
     given = teacher.encoder.encode([row.text for row in (*rows, *more)]).ids
-    assert [ids.tolist() for ids in seen[0].ids] == [ids.tolist() for ids in given]
+    assert [ids.tolist() for ids in encoded.ids] == [ids.tolist() for ids in given]
+    assert effort == 0.5
+
+
+@pytest.mark.parametrize(
+    ("seconds", "asked", "effort"), [(300.0, True, 0.25), (1200.0, True, 1.0), (9000.0, True, 1.0), (300.0, False, 0.0)]
+)
+def test_a_short_search_fits_its_students_on_fewer_rows(seconds: float, asked: bool, effort: float) -> None:
+    assert students.fit_effort(DistillOptions(reconstruct=asked), seconds) == effort

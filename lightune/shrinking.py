@@ -69,7 +69,8 @@ LAST_STAGES = ("static", "winner", "rounded")  # whose files get bits back where
 LEAST_SECONDS = 1.0  # of a rung that is worth its overhead
 MIDDLE_SHARE = 1 / 3  # of a rung's time for larger students on the way
 MEASURED = ("milliseconds", "examples_per_second", "resident_bytes", "bytes")
-OVERHEAD_SECONDS = 12.0  # what making, exporting, comparing and timing one candidate takes, until that was measured
+OVERHEAD_SECONDS = 12.0  # what exporting, comparing and timing one candidate takes, until that was measured
+MAKING_SECONDS = 30.0  # what cutting and fitting one takes with full effort, until that was measured
 REPORT_SECONDS = 3.0  # for the report and the card
 FASTER = 5  # an artefact answers at least so many times as fast as the run's model
 LARGE_CUT = 0.25  # of the work of the blocks, at most: students that small may come by way of a larger one
@@ -394,9 +395,16 @@ class Search:
 
     @property
     def _left(self) -> float:
-        """Seconds until the proof must begin."""
+        """Seconds until the proof must begin, without those in which students will be made."""
         proof = self.ground.reading * (1 + (len(self.state["candidates"]) + 1) / FASTER) + self._overhead + REPORT_SECONDS
-        return self.seconds - self.elapsed - proof
+        coming = sum(rung.stage == "first" for rung in self.rungs)
+        making = float(np.median(self.state["makings"])) if self.state["makings"] else MAKING_SECONDS * self._effort
+        return self.seconds - self.elapsed - proof - coming * making
+
+    @property
+    def _effort(self) -> float:
+        """With what effort students are fitted."""
+        return students.fit_effort(self.ground.recipe.distill, self.seconds)
 
     @property
     def _overhead(self) -> float:
@@ -418,8 +426,7 @@ class Search:
             self._share(stage)
             return
         lesson = self._lesson(next((spec for spec in candidate.steps if spec.startswith("vocab")), None), candidate.shape.layers)
-        if not self._was_made(number):
-            lesson.foresee(cuts_of(candidate))
+        fresh = self._make(number, candidate, lesson)
         seconds = self._share(stage)
         if seconds < LEAST_SECONDS and not self.epochs and self.state["points"]:
             self.watch(Told(f"Candidate {number}, {stage} rung: left out, for no time is left for it"))
@@ -427,7 +434,7 @@ class Search:
         seconds, left = max(seconds, LEAST_SECONDS), max(self.seconds - self.elapsed, 0)
         self.watch(Told(f"Candidate {number}, {stage} rung, {seconds:.0f} s: {candidate.name} · {left / 60:.0f} min of the search left"))
         begin, folder = time.monotonic(), self._folder(number)
-        student, seconds, trained = self._open(number, candidate, lesson, seconds)
+        student, seconds, trained = (fresh, seconds, 0.0) if fresh else self._open(number, candidate, lesson, seconds)
         rounding = FP32 if candidate.follows is None else exports.find_export(candidate.target).precision
         with simulated(student.network, rounding):
             last, whole = self._take_course(name, student, lesson, seconds, 1.0 if candidate.stages == 1 else 1 - MIDDLE_SHARE)
@@ -448,8 +455,18 @@ class Search:
             self.state["overheads"].append(round(time.monotonic() - begin - trained, 3))
         self.journal.write()
 
+    def _make(self, number: int, candidate: Candidate, lesson: students.Lesson) -> Model | None:
+        """A new student, whose rung begins when it is made; None where an earlier rung left it, or it comes in stages."""
+        if self._was_made(number) or candidate.stages > 1:
+            return None
+        begin = time.monotonic()
+        student = students.make_student(lesson, cuts_of(candidate), fit=self._effort)
+        if candidate.shape.layers:
+            self.state["makings"].append(round(time.monotonic() - begin, 3))
+        return student
+
     def _open(self, number: int, candidate: Candidate, lesson: students.Lesson, seconds: float) -> tuple[Model, float, float]:
-        """The student that a rung goes on with; a new one comes by way of larger ones where the candidate has stages.
+        """The student that a rung goes on with; a new one, which has stages, comes by way of larger ones.
 
         Returns:
             The student, the seconds that are left of the rung, and those in which larger students were trained.
@@ -457,9 +474,7 @@ class Search:
         folder = self._folder(number)
         if self._was_made(number):
             return models.load(folder / "model"), seconds, 0.0
-        steps, fit = cuts_of(candidate), students.fit_effort(self.ground.recipe.distill, self.seconds)
-        if candidate.stages == 1:
-            return students.make_student(lesson, steps, fit=fit), seconds, 0.0
+        steps, fit = cuts_of(candidate), self._effort
         *middle, last = planning.divide_steps(Shape.of(lesson.teacher), steps, candidate.stages)
         student, trained, share = lesson.teacher, 0.0, MIDDLE_SHARE / max(len(middle), 1)
         for place, specs in enumerate(middle):
@@ -679,7 +694,7 @@ class Search:
         ground = self.ground
         budget = {name: value for name, value in dataclasses.asdict(self.budget).items() if name != "time"}
         settings = json.loads(json.dumps({"budget": budget, "distill": dataclasses.asdict(ground.recipe.distill), "steps": self.steps}))
-        empty: dict[str, Any] = {"candidates": [], "done": [], "running": {}, "times": {}, "overheads": []}
+        empty: dict[str, Any] = {"candidates": [], "done": [], "running": {}, "times": {}, "overheads": [], "makings": []}
         journal = Journal(ground.run, settings, empty, self.budget, ground.reference, ground.model.task.primary, begin)
         if journal.resumed:
             self.watch(

@@ -72,12 +72,6 @@ class Lesson:
     def _measure(self, student: Model, leave_out: bool) -> importance.Importance:
         return importance.measure(student, self.examples, rows=SAMPLE, leave_out=leave_out)
 
-    def foresee(self, steps: Sequence[str]) -> None:
-        """Measure what the first of some steps will ask of the teacher, so that making the student does not wait for it."""
-        for spec in steps[:1]:
-            if step_name(make_step(spec)) not in UNWEIGHED:
-                self.weigh(self.teacher, chooses_layers(spec))
-
 
 def prepare_lesson(
     model: Model,

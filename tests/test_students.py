@@ -44,8 +44,6 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, bool]]:
 
 def test_the_teacher_is_weighed_once_for_all_students(prepare: Callable[[], students.Lesson], measured: list[tuple[int, bool]]) -> None:
     lesson = prepare()
-    lesson.foresee(STEPS)
-    assert measured == [(2, True)]
     first, second = students.make_student(lesson, STEPS), students.make_student(lesson, STEPS)
     assert measured == [(2, True), (1, False), (1, False)]  # what is cut already is another model
     students.make_student(lesson, STEPS[1:])
@@ -57,8 +55,6 @@ def test_the_teacher_is_weighed_once_for_all_students(prepare: Callable[[], stud
 
 
 def test_what_is_not_asked_is_not_measured(prepare: Callable[[], students.Lesson], measured: list[tuple[int, bool]]) -> None:
-    prepare().foresee(())
-    prepare().foresee(("pool=1", "ffn=1/2"))
     students.make_student(prepare(), ("pool=1", "magnitude=1/2"))
     assert measured == []
 

@@ -10,6 +10,7 @@ import torch
 
 from lightune.data import Example
 from lightune.models import Model
+from lightune.runtime.answers import Answers
 
 
 class Judge(Protocol):
@@ -111,3 +112,37 @@ class LabelJudge:
         with torch.no_grad():
             loss = float(self.task.losses(torch.from_numpy(logits), torch.from_numpy(self.targets), 0.0).mean())
         return {**found, "loss": loss}
+
+
+class LikenessJudge(LabelJudge):
+    """The judge of students: how far their answers are from those of the model before, see `measure_distance`.
+
+    Chance moves the score of some hundred rows by more than one student is better than another, and such distances by far less.
+
+    goal: logits of the model before for the development rows, [n, k].
+    """
+
+    def __init__(self, model: Model, examples: Sequence[Example], targets: np.ndarray, goal: np.ndarray) -> None:
+        super().__init__(model, examples, targets)
+        self.primary, self.goal = "distance", goal
+
+    def names(self) -> list[str]:
+        return [*super().names(), "distance"]
+
+    def final(self) -> float:
+        return float(self.model.task.score(self._read_best(), self.targets)[self.model.task.primary])
+
+    def _judged(self, logits: np.ndarray, metric: str) -> dict[str, float]:
+        distance = measure_distance(self.model.answers, self.goal, logits)
+        return {**super()._judged(logits, metric if metric != "distance" else "loss"), "distance": distance}
+
+
+def measure_distance(answers: Answers, one: np.ndarray, other: np.ndarray) -> float:
+    """How far the answers of two sets of logits [n, k] are apart, from 0 to 1: the mean total variation distance of their probabilities.
+
+    Of numbers, how far their correlation falls short of 1.
+    """
+    if answers.kind == "regress":
+        return 1.0 - float(np.corrcoef(one[:, 0], other[:, 0])[0, 1])
+    gaps = np.abs(answers.probabilities(one) - answers.probabilities(other))
+    return float(gaps.mean()) if answers.kind == "multilabel" else float(gaps.sum(axis=1).mean() / 2)

@@ -13,7 +13,7 @@ import numpy as np
 
 from lightune.errors import MissingExtra
 
-LOWER_IS_BETTER = frozenset({"loss", "mse", "mae", "ece", "hamming_loss"})
+LOWER_IS_BETTER = frozenset({"loss", "mse", "mae", "ece", "hamming_loss", "distance"})
 
 PRF = ("precision", "recall", "f1")
 

@@ -33,6 +33,7 @@ EXPONENTS = {  # how much each share hurts, so that of students that learned fro
 FOUR_BITS = {"tables": 0.01, "matrices": 0.03}  # damage; matrices of 4 bits run as those of 8, so they buy size and no time
 THINNER = {1 / 2: 0.01, 1 / 3: 0.03}  # damage by the share of a token table's columns that stays; a matrix widens them
 COLUMN_STEP = 16  # of a thinner table
+CHANCE = 2.0  # standard errors below the best score of several that chance may put another that is as good
 
 
 class Costs(Protocol):
@@ -194,18 +195,18 @@ def standard_error(score: float, rows: int) -> float:
     return math.sqrt(share * (1 - share) / rows)
 
 
-def settle_ties(points: Sequence[dict[str, Any]], preferred: Callable[[dict[str, Any]], float], rows: int) -> list[dict[str, Any]]:
-    """Points, the best first, in a new order of those that hold the limits and are within a standard error of the best.
+def settle_ties(points: Sequence[dict[str, Any]], rows: int) -> list[dict[str, Any]]:
+    """Points, the best first, in a new order of those that hold the limits and that chance alone may have put apart from the best.
 
-    What chance alone may have put apart decides nothing (the one-standard-error rule; Breiman et al. 1984, Classification and Regression
-    Trees, 3.4.3): students that have seen few rows are all as good as guessing, whatever they are worth.
+    Of these the one comes first whose answers are nearest to those of the model before, its `distance`: rows tell students apart by it that
+    they cannot by a score.
 
     Args:
-        preferred: what those are sorted by, the least first. rows: of the development part, on which the scores were found.
+        rows: of the development part, on which the scores and distances were found.
     """
-    least = points[0]["score"] - standard_error(points[0]["score"], rows) if points else 0.0
+    least = points[0]["score"] - CHANCE * standard_error(points[0]["score"], rows) if points else 0.0
     tied = [point for point in points if all(point["holds"].values()) and point["score"] >= least]
-    return [*sorted(tied, key=preferred), *(point for point in points if point not in tied)]
+    return [*sorted(tied, key=lambda point: point["distance"]), *(point for point in points if point not in tied)]
 
 
 def plan_rungs(still: int, regular: int, *, gradual: bool = False) -> list[Rung]:

@@ -11,9 +11,9 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ from lightune import (
 from lightune.costs import CostTable, Shape
 from lightune.costs.measuring import stretch_text
 from lightune.data import Example, read, split
+from lightune.development import measure_distance
 from lightune.errors import CheckFailed, InputError
 from lightune.evaluation import evaluate
 from lightune.exports import onnx, sensitivity
@@ -365,12 +366,13 @@ class Search:
         self.journal.write()
 
     def _lost_answers(self, counts: np.ndarray) -> dict[int, float]:
-        """How far the development answers move when the model reads with fewer tokens, for every size that is worth trying: see `_moved`.
+        """How far the development answers move when the model reads with fewer tokens, for every size that is worth trying: some
+        hundred rows tell two vocabularies apart by it that change the same handful of answers.
 
         counts: of each token in the training rows, int64 [V]. Other than a layer, a token that is gone cannot be learned back.
         """
         model, rows = self.ground.model, self.ground.dev[:LOOKED_AT]
-        whole = model.logits(rows)
+        whole = self._answers[:LOOKED_AT]
         found = dataclasses.replace(importance.measure(model, self.ground.train[:1], rows=1), tokens=counts)
         lost = {}
         for size in vocabulary_sizes(model, counts):
@@ -378,7 +380,7 @@ class Search:
             if size < len(counts):
                 small = model.copy()
                 small.shrink(make_step(f"vocab={size}").plan(small, found))
-                lost[size] = _moved(model, whole, small.logits(rows))
+                lost[size] = measure_distance(model.answers, whole, small.logits(rows))
         return lost
 
     def _named(self, base: Shape) -> Candidate:
@@ -400,6 +402,11 @@ class Search:
         coming = sum(rung.stage == "first" for rung in self.rungs)
         making = float(np.median(self.state["makings"])) if self.state["makings"] else MAKING_SECONDS * self._effort
         return self.seconds - self.elapsed - proof - coming * making
+
+    @cached_property
+    def _answers(self) -> np.ndarray:
+        """What the model before answers to the development rows: logits [n, k]."""
+        return self.ground.model.logits(self.ground.dev)
 
     @property
     def _effort(self) -> float:
@@ -505,7 +512,7 @@ class Search:
             return 0.0, math.nan
         begin, number = time.monotonic(), int(name.partition("/")[0])
         course = students.open_course(
-            student, lesson, self.ground.dev, self.ground.recipe.distill, self._train_options(self._was_made(number)), teachers=self.ground.teachers,
+            student, lesson, self.ground.dev, self._answers, self.ground.recipe.distill, self._train_options(self._was_made(number)), teachers=self.ground.teachers,
             epochs=self.state["running"].get(name) or (self.epochs * share if self.epochs else None), seconds=seconds,
         )  # fmt: skip
         self.state["running"][name] = course.epochs
@@ -534,10 +541,12 @@ class Search:
         primary = self.ground.model.task.primary
         shape = dataclasses.asdict(candidate.shape if candidate.shape.layers == 0 or not self.steps else Shape.of(student))
         score = entry["scores"][primary]["value"]
+        answers = load_artifact(folder).logits(self.ground.dev)
         point = {
             "id": number, "name": candidate.name if not self.steps else " · ".join(self.steps), "steps": list(candidate.steps), "shape": shape,
             "target": entry["target"], "bytes": entry["bytes"], "milliseconds": self._milliseconds(entry, folder, candidate), "p95": entry["milliseconds"]["p95"],
-            "resident_bytes": entry["resident_bytes"], "dev": {primary: score}, "score": score, "test": None,
+            "resident_bytes": entry["resident_bytes"], "dev": {primary: score}, "score": score,
+            "distance": round(measure_distance(student.answers, self._answers, answers), 6), "test": None,
             "kept": round(score / self.ground.reference["score"], 6) if self.ground.reference["score"] else None, "on_front": False,
             "artifact": str(folder.relative_to(self.ground.run.folder)), "seconds": round(before.get("seconds", 0.0) + seconds, 1), "parity": entry["parity"],
             "sha256": entry["sha256"], "lost": round(whole - score, 6),
@@ -636,25 +645,20 @@ class Search:
 
         What misses a limit of time by less than chance moves a time goes on, for a later rung takes the time again.
         """
-        damages = [float(item["damage"]) for item in self.state["candidates"]]
         limits = {name: limit * (NEARLY if name == "max_ms" else 1) for name, limit in self.limits.items()}
         points = [{**point, "holds": proving.holds(limits, point)} for point in self.state["points"] if point["id"] in numbers]
         ranked = sorted(points, key=lambda point: proving.rank(limits, point))
-        return [point["id"] for point in self._settle(ranked, lambda point: damages[point["id"]])[:count]]
+        return [point["id"] for point in self._settle(ranked)[:count]]
 
     def order(self) -> list[dict[str, Any]]:
-        """All points, the best first. The one that learned longest, or what came of it, is the best of those that are tied with the best, for longer
-        training makes better students in the mean; a static student that is as good as these stays first, being far smaller."""
+        """All points, the best first; a static student that is as good as all others stays first, being far smaller."""
         points = sorted(self.state["points"], key=self.rank)
-        if not points[0]["shape"]["layers"]:
-            return points
-        known, winners = self.state["candidates"], {*self.journal.settled("winner")}
-        return self._settle(points, lambda point: not {point["id"], known[point["id"]]["follows"]} & winners)
+        return self._settle(points) if points[0]["shape"]["layers"] else points
 
-    def _settle(self, points: Sequence[dict[str, Any]], preferred: Callable[[dict[str, Any]], float]) -> list[dict[str, Any]]:
+    def _settle(self, points: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Ties among points settled, the best first, where the limits say how small or fast a student must be, so that the better of those wins."""
         limited = {"max_mb", "max_ms"} & set(self.limits)
-        return planning.settle_ties(points, preferred, len(self.ground.dev)) if limited else list(points)
+        return planning.settle_ties(points, len(self.ground.dev)) if limited else list(points)
 
     def rank(self, point: Mapping[str, Any]) -> tuple[float, ...]:
         """What a point is sorted by, the best first."""
@@ -729,7 +733,7 @@ def cuts_of(candidate: Candidate) -> list[str]:
 
 
 def _loser(found: importance.Importance, lost: Mapping[int, float]) -> planning.Lose:
-    """The share of importance that a shape takes away, by knob; of tokens, how far the answers move, see `_moved`."""
+    """The share of importance that a shape takes away, by knob; of tokens, how far the answers move."""
 
     @cache
     def removed(layers: int, heads: int, ffn: int, hidden: int) -> dict[str, float]:
@@ -739,18 +743,6 @@ def _loser(found: importance.Importance, lost: Mapping[int, float]) -> planning.
         return {**removed(shape.layers, shape.heads, shape.ffn, shape.hidden), "vocab": lost[shape.vocabulary]}
 
     return lose
-
-
-def _moved(model: Model, whole: np.ndarray, small: np.ndarray) -> float:
-    """How far the answers of two sets of logits are apart, from 0 to 1: the mean total variation distance of their probabilities.
-
-    A few hundred rows tell two vocabularies apart by it that change the same handful of answers. Of numbers, how far their correlation falls
-    short of 1.
-    """
-    if model.answers.kind == "regress":
-        return 1.0 - float(np.corrcoef(whole[:, 0], small[:, 0])[0, 1])
-    gaps = np.abs(model.answers.probabilities(whole) - model.answers.probabilities(small))
-    return float(gaps.mean()) if model.answers.kind == "multilabel" else float(gaps.sum(axis=1).mean() / 2)
 
 
 def count_tokens(model: Model, rows: Sequence[Example]) -> np.ndarray:

@@ -13,6 +13,7 @@ import numpy as np
 
 from lightune import architectures, augmentation, distillation, importance, sources
 from lightune.data import Example
+from lightune.development import LikenessJudge
 from lightune.errors import LightuneError
 from lightune.models import Model, load_language_model
 from lightune.recipes import DistillOptions, TrainOptions
@@ -210,6 +211,7 @@ def open_course(
     student: Model,
     lesson: Lesson,
     dev: Sequence[Example],
+    answers: np.ndarray,
     options: DistillOptions,
     train: TrainOptions,
     *,
@@ -220,6 +222,7 @@ def open_course(
     """A student's training on a lesson.
 
     Args:
+        answers: logits of the model before for the development rows, [n, k]: the weights that come nearest to them are kept.
         teachers: who is imitated besides the lesson's own teacher; empty for that one alone.
         seconds: how long it may take; `epochs` where None.
     """
@@ -228,7 +231,12 @@ def open_course(
         train, rate=STATIC_RATE if static else train.rate or RATE, patience=None, batch_size=max(train.batch_size, ROWS)
     )
     objective = _objective(student, lesson, options, train, teachers)
-    return Course(lambda settled: Training(student, lesson.rows, dev, settled, objective), train, epochs=epochs, seconds=seconds)
+    known = lesson.rows.targets[lesson.labelled]
+
+    def open(settled: TrainOptions) -> Training:
+        return Training(student, lesson.rows, dev, settled, objective, LikenessJudge(student, dev, known, answers))
+
+    return Course(open, train, epochs=epochs, seconds=seconds)
 
 
 def _objective(student: Model, lesson: Lesson, options: DistillOptions, train: TrainOptions, teachers: Sequence[Model]) -> Objective:

@@ -110,28 +110,25 @@ def test_a_vocabulary_is_judged_by_how_far_it_moves_the_answers(run: Path, monke
     assert 0.2 < lost[least + 1] <= 1  # hardly any word can be told from another
 
 
-def test_of_tied_students_the_one_that_learned_longest_is_chosen(run: Path) -> None:
+def test_of_tied_students_the_one_that_answers_like_the_model_is_chosen(run: Path) -> None:
     recipe = resolve({**read_recipe(run / "recipe.toml"), "budget": {}, "distill": {}}, {"max_mb": 1.0})
     search = shrinking.Search(shrinking.survey(open_run(run), recipe, lambda fact: None), lambda fact: None)
     reference = search.ground.reference["score"]
 
-    def order(*scores: float, layers: int = 2, winner: int = 1) -> list[int]:
-        search.state["candidates"] = [{"follows": follows} for follows in (None, None, None, 1)]
+    def order(*scores: float, layers: int = 2, nearest: int = 1) -> list[int]:
         search.state["points"] = [
             {
                 "id": number, "score": score, "kept": score / reference, "holds": {"mb": score < 1}, "bytes": 10**6 * (1 + 9 * (score >= 1)),
-                "milliseconds": 1.0, "resident_bytes": None, "shape": {"layers": layers},
+                "milliseconds": 1.0, "resident_bytes": None, "shape": {"layers": layers}, "distance": 0.1 + 0.1 * (number != nearest),
             }
             for number, score in enumerate(scores)
         ]  # fmt: skip
-        search.state["settled"] = {"winner": [winner]}
         return [point["id"] for point in search.order()]
 
     error = planning.standard_error(0.9, len(search.ground.dev))
-    near, far = 0.9 - error / 2, 0.9 - 2 * error
-    assert order(0.9, near, far) == [1, 0, 2], "half a standard error is chance"
-    assert order(0.9, far, near) == [0, 2, 1], "two are not"
-    assert order(0.9, far, near, far + error * 1.5) == [3, 0, 2, 1], "what came of the winner counts as it does"
+    near, far = 0.9 - error, 0.9 - 4 * error
+    assert order(0.9, near, far) == [1, 0, 2], "a standard error is chance"
+    assert order(0.9, far, near) == [0, 2, 1], "four are not"
     assert order(0.9, near, far, layers=0) == [0, 1, 2], "a static student that is as good is far smaller"
     assert order(1.0, near, far) == [1, 2, 0], "what does not hold the limits is tied with nothing"
 
@@ -140,11 +137,13 @@ def test_of_tied_students_the_one_that_learned_longest_is_chosen(run: Path) -> N
 def test_a_time_that_chance_put_beyond_the_limit_ends_no_candidate(run: Path, milliseconds: float, expected: list[int]) -> None:
     recipe = resolve({**read_recipe(run / "recipe.toml"), "budget": {}, "distill": {}}, {"max_ms": 1.0})
     search = shrinking.Search(shrinking.survey(open_run(run), recipe, lambda fact: None), lambda fact: None)
-    search.state["candidates"] = [{"damage": 0.1}, {"damage": 0.2}]
     search.state["points"] = [
-        {"id": number, "score": score, "kept": score, "holds": {"ms": time <= 1}, "bytes": 1, "milliseconds": time, "resident_bytes": None}
+        {
+            "id": number, "score": score, "kept": score, "holds": {"ms": time <= 1}, "bytes": 1, "milliseconds": time, "resident_bytes": None,
+            "distance": number / 10,
+        }
         for number, (score, time) in enumerate([(0.9, milliseconds), (0.5, 0.9)])
-    ]
+    ]  # fmt: skip
     assert search._best([0, 1], 2) == expected
 
 

@@ -140,7 +140,7 @@ class LikenessJudge(LabelJudge):
 def measure_distance(answers: Answers, one: np.ndarray, other: np.ndarray) -> float:
     """How far the answers of two sets of logits [n, k] are apart, from 0 to 1: the mean total variation distance of their probabilities.
 
-    Of numbers, how far their correlation falls short of 1.
+    Of numbers, by how much their correlation falls short of 1.
     """
     if answers.kind == "regress":
         return 1.0 - float(np.corrcoef(one[:, 0], other[:, 0])[0, 1])

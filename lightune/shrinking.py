@@ -546,7 +546,7 @@ class Search:
             "id": number, "name": candidate.name if not self.steps else " · ".join(self.steps), "steps": list(candidate.steps), "shape": shape,
             "target": entry["target"], "bytes": entry["bytes"], "milliseconds": self._milliseconds(entry, folder, candidate), "p95": entry["milliseconds"]["p95"],
             "resident_bytes": entry["resident_bytes"], "dev": {primary: score}, "score": score,
-            "distance": round(measure_distance(student.answers, self._answers, answers), 6), "test": None,
+            "distance": round(measure_distance(self.ground.model.answers, self._answers, answers), 6), "test": None,
             "kept": round(score / self.ground.reference["score"], 6) if self.ground.reference["score"] else None, "on_front": False,
             "artifact": str(folder.relative_to(self.ground.run.folder)), "seconds": round(before.get("seconds", 0.0) + seconds, 1), "parity": entry["parity"],
             "sha256": entry["sha256"], "lost": round(whole - score, 6),

@@ -1,6 +1,6 @@
 """How small and how fast a fine-tuned model becomes at 99 % and 97 % of its score, beside what plain tools reach with the same model.
 
-Usage: python benchmarks/shrink_to_budget.py --data DIR --work DIR [--time 20min] [--factor 20] [--only NAME ...] [--peers] [--once] [--collect]
+Usage: python benchmarks/shrink_to_budget.py --data DIR --work DIR [--time 20min] [--factor 20] [--only NAME ...] [--peers] [--once] [--remark TEXT] [--collect]
 DIR/NAME/*.jsonl as in SETS below. Every run and search is kept in WORK and not repeated; --collect runs nothing and only gathers.
 Each search is asked for `factor` times fewer bytes than the fine-tuned fp32 weights and `factor` times fewer milliseconds than PyTorch fp32 on
 one thread, at 99 % of the score. With --peers the same fine-tuned model also goes through onnxruntime's own dynamic int8, a student of half
@@ -28,6 +28,7 @@ parser.add_argument("--data", required=True), parser.add_argument("--work", requ
 parser.add_argument("--factor", type=float, default=20.0), parser.add_argument("--only", nargs="*")
 parser.add_argument("--peers", action="store_true"), parser.add_argument("--collect", action="store_true")
 parser.add_argument("--pages", action="store_true"), parser.add_argument("--once", action="store_true")
+parser.add_argument("--remark", default="", help="what this search has that others have not; stands beside it in the pages")
 parser.add_argument("--out", default=str(Path(__file__).parent / "results" / "shrink_to_budget.json"))
 args = parser.parse_args()
 
@@ -193,7 +194,7 @@ def gather(folder, peers):
     return {
         "command": f"lightune shrink RUN --keep 0.99 --max-mb {limits['max_mb']:g} --max-ms {limits['max_ms']:g} --time {limits['time']:.0f}s",
         "metric": front["metric"], "reference": reference, "timed": timed, "limits": limits, "chosen": front["chosen"], "points": points,
-        "budget": record["budget"], "met": record["met"], "seconds": json.loads((folder / "search.json").read_text())["seconds"],
+        "budget": record["budget"], "met": record["met"], "seconds": json.loads((folder / "search.json").read_text())["seconds"], "remark": args.remark,
     }  # fmt: skip
 
 
@@ -219,7 +220,7 @@ def tell_front(name, entry):
     one = entry["searches"][0]
     before, points = one["reference"], [point for search in entry["searches"] for point in search["points"] if point["test"]]
     lines = [f"### {name}", "", f"`{entry['fit']}`", ""]
-    lines += [f"`{search['command']}`: {search['seconds'] / 60:.0f} minutes." for search in entry["searches"]]
+    lines += [f"1. `{search['command']}`: {search['seconds'] / 60:.0f} minutes{'; ' * bool(search['remark'])}{search['remark']}" for search in entry["searches"]]
     lines += ["", "| what | size | smaller | ms a text | faster | test | kept |", "|---|---|---|---|---|---|---|"]
     lines += [
         f"| fine-tuned, PyTorch fp32 | {before['bytes'] / 1e6:.1f} MB | 1 | {before['milliseconds']:.1f} | 1 | {before['test']:.3f} | 100 % |"

@@ -64,7 +64,7 @@ FIRST_SHARE = 0.3  # of the time left when the candidates are planned, for their
 DEV_SHARE, MOST_DEV = 0.1, 1000  # rows held out where the run has no development data; most rows that choose
 STATIC_SECONDS = 60.0
 STATIC_WIDTH = 128
-ALLOWED_LOSS = 0.003  # of the development score by quantization, before it is trained for
+ALLOWED_LOSS = 0.003  # of the development score, or of the answers' probability, by quantization, before it is trained for
 AGREE = 0.99  # share of answers that mixed precision should leave as they are
 LAST_STAGES = ("static", "winner", "rounded")  # whose files get bits back where few cost accuracy: others are trained on, or lose
 LEAST_SECONDS = 1.0  # of a rung that is worth its overhead
@@ -292,8 +292,8 @@ class Search:
         return [Candidate(**{**item, "shape": Shape(**item["shape"]), "steps": tuple(item["steps"])}) for item in self.state["candidates"]]
 
     def _suffers(self, number: int) -> bool:
-        """Whether a candidate's file scores lower than its model by more than is allowed."""
-        lost = next((point["lost"] for point in self.state["points"] if point["id"] == number), 0.0)
+        """Whether a candidate's file scores lower than its model by more than is allowed, or strays further from the model before."""
+        lost = next((max(point["lost"], point["strayed"]) for point in self.state["points"] if point["id"] == number), 0.0)
         return bool(lost > ALLOWED_LOSS)
 
     def _train_rounded(self, number: int) -> None:
@@ -407,6 +407,10 @@ class Search:
     def _answers(self) -> np.ndarray:
         """What the model before answers to the development rows: logits [n, k]."""
         return self.ground.model.logits(self.ground.dev)
+
+    def _distance(self, logits: np.ndarray) -> float:
+        """How far answers to the development rows are from those of the model before."""
+        return measure_distance(self.ground.model.answers, self._answers, logits)
 
     @property
     def _effort(self) -> float:
@@ -541,12 +545,12 @@ class Search:
         primary = self.ground.model.task.primary
         shape = dataclasses.asdict(candidate.shape if candidate.shape.layers == 0 or not self.steps else Shape.of(student))
         score = entry["scores"][primary]["value"]
-        answers = load_artifact(folder).logits(self.ground.dev)
+        distance, without = (self._distance(what.logits(self.ground.dev)) for what in (load_artifact(folder), student))
         point = {
             "id": number, "name": candidate.name if not self.steps else " · ".join(self.steps), "steps": list(candidate.steps), "shape": shape,
             "target": entry["target"], "bytes": entry["bytes"], "milliseconds": self._milliseconds(entry, folder, candidate), "p95": entry["milliseconds"]["p95"],
             "resident_bytes": entry["resident_bytes"], "dev": {primary: score}, "score": score,
-            "distance": round(measure_distance(self.ground.model.answers, self._answers, answers), 6), "test": None,
+            "distance": round(distance, 6), "strayed": round(distance - without, 6), "test": None,
             "kept": round(score / self.ground.reference["score"], 6) if self.ground.reference["score"] else None, "on_front": False,
             "artifact": str(folder.relative_to(self.ground.run.folder)), "seconds": round(before.get("seconds", 0.0) + seconds, 1), "parity": entry["parity"],
             "sha256": entry["sha256"], "lost": round(whole - score, 6),

@@ -147,6 +147,16 @@ def test_a_time_that_chance_put_beyond_the_limit_ends_no_candidate(run: Path, mi
     assert search._best([0, 1], 2) == expected
 
 
+@pytest.mark.parametrize(
+    ("lost", "strayed", "suffers"), [(0.0, 0.0, False), (0.004, 0.0, True), (-0.01, 0.004, True), (0.002, 0.002, False)]
+)
+def test_a_file_suffers_that_scores_less_or_strays(run: Path, lost: float, strayed: float, suffers: bool) -> None:
+    recipe = resolve({**read_recipe(run / "recipe.toml"), "budget": {}, "distill": {}}, {"max_mb": 1.0})
+    search = shrinking.Search(shrinking.survey(open_run(run), recipe, lambda fact: None), lambda fact: None)
+    search.state["points"] = [{"id": 7, "lost": lost, "strayed": strayed}]
+    assert search._suffers(7) is suffers
+
+
 def test_a_rung_that_went_wrong_leaves_the_earlier_weights(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {**FAST, "reconstruct": False}  # so that the first rung leaves something to learn
     recipe = resolve({**read_recipe(run / "recipe.toml"), "budget": {}, "distill": {}}, options)

@@ -59,14 +59,11 @@ class Journal:
 
     def settle(self, stage: str, best: Sequence[int]) -> list[int]:
         """Who goes on to a stage: the best, written down, since what the stage teaches them changes who is the best when the search goes on."""
-        if best and not self.settled(stage):
-            self.state.setdefault("settled", {})[stage] = list(best)
+        settled = self.state.setdefault("settled", {})
+        if best and stage not in settled:
+            settled[stage] = list(best)
             self.write()
-        return self.settled(stage)
-
-    def settled(self, stage: str) -> list[int]:
-        """Who went on to a stage; nobody where that was not settled yet."""
-        return list(self.state.get("settled", {}).get(stage, ()))
+        return list(settled.get(stage, ()))
 
     def put(self, point: dict[str, Any]) -> None:
         """Put a point among the others, in the place of an earlier one with its id."""

@@ -18,11 +18,7 @@ from lightune.steps import make_step, step_name
 HEADS = tuple(count / 12 for count in (12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2))  # shares of heads, with the hidden size
 NEURONS = tuple(count / 24 for count in (24, 22, 20, 18, 16, 14, 12, 10, 9, 8, 7, 6, 5, 4, 3))  # of feed-forward neurons
 NEURON_STEP = 32  # feed-forward sizes are multiples of it
-MARGINS = {
-    "max_mb": 0.98,
-    "max_ms": 0.94,
-    "max_ram": 0.94,
-}  # a table's prediction must stay below this share of a limit, for it errs by some percent
+MARGINS = {"max_mb": 0.98, "max_ms": 0.94, "max_ram": 0.94}  # the share of a limit below which a table's prediction, which errs, must stay
 SPARE = 0.66  # the candidate beyond the limits holds this share of them
 LEVELS = (1 / 20, 1 / 30, 1 / 12)  # of the reference's size and time, where no limit is given
 EXPONENTS = {  # how much each share hurts, so that of students that learned from one model the better ones come first
@@ -199,7 +195,7 @@ def settle_ties(points: Sequence[dict[str, Any]], rows: int) -> list[dict[str, A
     """Points, the best first, in a new order of those that hold the limits and that chance alone may have put apart from the best.
 
     Of these the one comes first whose answers are nearest to those of the model before, its `distance`: rows tell students apart by it that
-    they cannot by a score.
+    they cannot by a score (after the one-standard-error rule; Breiman et al. 1984, Classification and Regression Trees, 3.4.3).
 
     Args:
         rows: of the development part, on which the scores and distances were found.

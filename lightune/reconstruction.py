@@ -32,9 +32,7 @@ from lightune.steps import pool, step_name
 
 CUTS = ("depth", "ffn", "heads", "hidden", "pool", "factor")  # steps that leave what they do not cut as it was
 WORK = 1.4e12  # multiply-adds of the blocks of the model before, which bounds the sample: half a minute on two cores
-LEAST = (
-    16384  # tokens of the sample, whatever the model; a matrix that has seen few tokens for every entry that it reads tells them by heart
-)
+LEAST = 16384  # tokens of the sample, whatever the model: a matrix that has seen few for every entry that it reads tells them by heart
 CHUNK = 8192  # tokens that are read at once, padding included
 RIDGE = 0.01  # of the mean square of what a matrix is given
 

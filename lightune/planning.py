@@ -29,6 +29,7 @@ EXPONENTS = {  # how much each share hurts, so that of students that learned fro
 FOUR_BITS = {"tables": 0.01, "matrices": 0.03}  # damage; matrices of 4 bits run as those of 8, so they buy size and no time
 THINNER = {1 / 2: 0.01, 1 / 3: 0.03}  # damage by the share of a token table's columns that stays; a matrix widens them
 COLUMN_STEP = 16  # of a thinner table
+STATIC_WIDTHS = (128, 96, 64, 48, 32)  # dimensions of a static student
 CHANCE = 2.0  # standard errors below the best score of several that chance may put another that is as good
 
 
@@ -135,6 +136,19 @@ def make_candidate(base: Shape, shape: Shape, costs: Costs, damage: float, perce
     target = f"onnx:weights={shape.weights},tables={shape.tables}"
     cost = (costs.count_bytes(shape), costs.milliseconds(shape, percentile), costs.resident_bytes(shape))
     return Candidate(shape, tuple(steps), target, *cost, damage)
+
+
+def choose_static(base: Shape, costs: Costs, vocabulary: int, limits: Mapping[str, float], percentile: int = 50) -> Candidate:
+    """The static student with so many tokens: the widest that is predicted to hold the limits, the least where none is."""
+    widths = sorted({min(width, base.hidden) for width in STATIC_WIDTHS}, reverse=True)
+    shape = dataclasses.replace(base, layers=0, pooled=0, embedding=0, vocabulary=vocabulary)
+    found = [
+        make_candidate(base, dataclasses.replace(shape, hidden=width, weights=weights, tables=bits), costs, 1.0, percentile)
+        for width, (weights, bits) in product(widths, costs.precisions)
+        if weights == 8
+    ]
+    held = within(limits)
+    return next((item for item in found if excess(item, held) <= 1), found[-1])
 
 
 def choose(candidates: Iterable[Candidate], limits: Mapping[str, float], reference: tuple[int, float], count: int) -> list[Candidate]:

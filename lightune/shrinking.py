@@ -59,11 +59,11 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 COUNT = 4  # candidates of the first rung
-LESSON_SHARE = 0.1  # of the time that the teacher may read augmented rows
+LESSON_SHARE = 0.12  # of the time that the teacher may read the rows of a lesson
+LEARNING = 3.0  # times as long as it is read, a row is learned from by a model of the same size
 FIRST_SHARE = 0.3  # of the time left when the candidates are planned, for their first rungs; of each, half may be overhead
 DEV_SHARE, MOST_DEV = 0.1, 1000  # rows held out where the run has no development data; most rows that choose
 STATIC_SECONDS = 60.0
-STATIC_WIDTH = 128
 ALLOWED_LOSS = 0.003  # of the development score, or of the answers' probability, by quantization, before it is trained for
 AGREE = 0.99  # share of answers that mixed precision should leave as they are
 LAST_STAGES = ("static", "winner", "rounded")  # whose files get bits back where few cost accuracy: others are trained on, or lose
@@ -310,7 +310,7 @@ class Search:
         """A twin of the best candidate that is cut in stages, trained as long as it was; none where the cut is not large."""
         for number in self._promote("gradual", self._best(regular, 1)):
             base, item = Shape.of(self.ground.model), self._known()[number]
-            if item.shape.layers * item.shape.block_weights <= LARGE_CUT * base.layers * base.block_weights:
+            if item.shape.work <= LARGE_CUT * base.work:
                 twin = self._derive(dataclasses.replace(item, stages=self.ground.recipe.distill.stages))
                 self._train(twin, self._known()[twin], "gradual")
                 return [twin]
@@ -355,11 +355,7 @@ class Search:
             chosen = planning.choose(known, self.limits, sizes, min(COUNT, max(1, count)))
             if chosen and planning.excess(chosen[0], self.limits) > 1:
                 self.watch(Told("No shape is predicted to hold the limits; the nearest is tried.", "warning"))
-            width = min(STATIC_WIDTH, base.hidden)
-            still = dataclasses.replace(
-                base, layers=0, hidden=width, embedding=0, vocabulary=chosen[0].shape.vocabulary, weights=8, tables=8
-            )
-            chosen.append(planning.make_candidate(base, still, costs, 1.0, rank))
+            chosen.append(planning.choose_static(base, costs, chosen[0].shape.vocabulary, self.limits, rank))
         for number, item in enumerate(chosen if not self.steps else ()):
             self.watch(Told(f"Candidate {number}: {item.name}, expected {item.bytes / 1e6:.1f} MB and {item.milliseconds:.2f} ms"))
         self.state["candidates"] = [dataclasses.asdict(item) for item in chosen]
@@ -691,11 +687,23 @@ class Search:
             folder = ground.run.folder / "candidates" / "lessons" / (vocab or "all").replace("=", "-")
             self.lessons[vocab] = students.prepare_lesson(
                 ground.model, step, ground.train, ground.unlabelled, ground.recipe.distill, folder,
-                seconds=self.seconds * LESSON_SHARE, seed=ground.recipe.train.seed, times=self.state["times"].get(str(vocab)),
+                seconds=self._lesson_seconds(), seed=ground.recipe.train.seed, times=self.state["times"].get(str(vocab)),
             )  # fmt: skip
             self.state["times"][str(vocab)] = self.lessons[vocab].times
         students.observe_lesson(self.lessons[vocab], self.ground.recipe.distill, self.ground.teachers, layers)
         return self.lessons[vocab]
+
+    def _lesson_seconds(self) -> float:
+        """How long the teacher may read a lesson: no longer than the largest student needs to go over all of it once in its first rung.
+
+        Of a lesson with more versions of its rows a short rung sees few rows as they are: two layers of ALBERT lost 3 points by it.
+        """
+        share, place = self.seconds * LESSON_SHARE, next((n for n, rung in enumerate(self.rungs) if rung.stage != "static"), None)
+        if self.epochs or place is None:
+            return share
+        largest = max(item.shape.work for item in self._known()) / Shape.of(self.ground.model).work
+        first = planning.share_time(self._left, self._overhead, self.rungs[place:])
+        return min(share, first / (LEARNING * largest))
 
     def _open_journal(self, begin: float | None) -> Journal:
         """What an earlier sitting left, where it had the same settings; else the beginning."""

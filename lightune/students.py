@@ -90,7 +90,7 @@ def prepare_lesson(
 
     Args:
         model: the teacher in full. vocab: the planned vocab step of the students, None where they keep all tokens.
-        seconds: what the teacher's reading of augmented rows may take; fewer versions are made where it would take longer.
+        seconds: what the teacher's reading of all rows may take; fewer versions are made where it would take longer.
         times: how many versions; as many as the options and the seconds allow by default.
     """
     teacher = model.copy()
@@ -101,7 +101,7 @@ def prepare_lesson(
     if len(unlabelled):
         encoded = _joined([encoded, teacher.encoder.encode([row.text for row in unlabelled], [row.pair for row in unlabelled])])
     if times is None:
-        times = min(options.augment, int(seconds / max(_reading_seconds(teacher, encoded), 1e-9)))
+        times = max(0, int(min(options.augment, seconds / max(_reading_seconds(teacher, encoded), 1e-9) - 1)))
     given = encoded
     if times:
         tokens = np.unique(np.concatenate(encoded.ids))

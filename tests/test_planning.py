@@ -56,6 +56,18 @@ def test_steps_say_how_the_shape_is_reached() -> None:
     assert planning.make_candidate(BASE, dataclasses.replace(shape, layers=0), Costs(), 1.0).steps == ("vocab=8000", "static=256")
 
 
+def test_a_static_student_is_as_wide_as_the_limits_allow() -> None:
+    def chosen(**limits: float) -> tuple[int, int]:
+        shape = planning.choose_static(BASE, Costs(), 30000, limits).shape
+        return shape.hidden, shape.tables
+
+    assert chosen() == chosen(max_ms=1.0) == (128, 8)
+    assert chosen(max_mb=3.0) == (128, 4)
+    assert chosen(max_mb=2.0) == (96, 4)
+    assert chosen(max_mb=0.1) == (32, 4)  # none holds it: the least
+    assert planning.choose_static(dataclasses.replace(BASE, hidden=64), Costs(), 8000, {}).steps == ("vocab=8000", "static=64")
+
+
 def test_token_tables_may_be_thinner() -> None:
     known = [
         item for item in candidates() if dataclasses.replace(item.shape, embedding=0) == dataclasses.replace(BASE, weights=8, tables=8)

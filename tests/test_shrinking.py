@@ -133,6 +133,22 @@ def test_of_tied_students_the_one_that_answers_like_the_model_is_chosen(run: Pat
     assert order(1.0, near, far) == [1, 2, 0], "what does not hold the limits is tied with nothing"
 
 
+def test_a_lesson_is_no_longer_than_a_first_rung_can_read(run: Path) -> None:
+    recipe = resolve({**read_recipe(run / "recipe.toml"), "budget": {}, "distill": {}}, {"max_mb": 1.0})
+    search = shrinking.Search(shrinking.survey(open_run(run), recipe, lambda fact: None), lambda fact: None)
+    search.seconds, base = 1200.0, Shape.of(search.ground.model)
+
+    def read(**less: int) -> float:
+        small = planning.Candidate(dataclasses.replace(base, **less), (), "onnx", 0, 0.0, 0, 0.0)
+        still = dataclasses.replace(small, shape=dataclasses.replace(base, layers=0))
+        search.state["candidates"] = [dataclasses.asdict(item) for item in (small, still)]
+        search.rungs = planning.plan_rungs(1, 4)
+        return search._lesson_seconds()
+
+    assert 15 < read() < 30, "a rung of about 70 s, in which a model of this size learns from what it reads in a third"
+    assert read(layers=1, hidden=1, ffn=8) == 144, "of what a small one could go over the teacher reads a share of the search"
+
+
 @pytest.mark.parametrize(("milliseconds", "expected"), [(1.01, [0, 1]), (1.03, [1, 0])])
 def test_a_time_that_chance_put_beyond_the_limit_ends_no_candidate(run: Path, milliseconds: float, expected: list[int]) -> None:
     recipe = resolve({**read_recipe(run / "recipe.toml"), "budget": {}, "distill": {}}, {"max_ms": 1.0})

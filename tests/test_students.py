@@ -76,6 +76,15 @@ def test_students_are_fitted_on_the_rows_as_given(
     assert effort == 0.5
 
 
+@pytest.mark.parametrize(("seconds", "times"), [(0.0, 0), (1e6, 6)])
+def test_rows_get_as_many_versions_as_can_be_read(tiny_source: Callable[[str], Source], tmp_path: Path, seconds: float, times: int) -> None:
+    rows = tiny_models.make_rows(20)
+    teacher = tiny_models.start(tiny_source("bert"), rows)
+    lesson = students.prepare_lesson(teacher, None, rows, [], DistillOptions(), tmp_path, seconds=seconds)
+    assert lesson.times == times
+    assert len(lesson.rows.encoded) == (1 + times) * len(rows)
+
+
 @pytest.mark.parametrize(
     ("seconds", "asked", "effort"), [(300.0, True, 0.25), (1200.0, True, 1.0), (9000.0, True, 1.0), (300.0, False, 0.0)]
 )

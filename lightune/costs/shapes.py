@@ -91,6 +91,11 @@ class Shape:
         return self.hidden * (self.attention * self.width + self.feed_forward * self.ffn)
 
     @property
+    def work(self) -> float:
+        """Multiply-adds of a token in the matrices of all blocks."""
+        return self.full_layers * self.block_weights
+
+    @property
     def other_weights(self) -> float:
         """Weights in the matrices outside blocks: what widens the token table, or the window of a static student over three tokens."""
         return self.embedding * self.hidden if self.layers else 3.0 * self.hidden**2

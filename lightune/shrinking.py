@@ -73,6 +73,7 @@ MEASURED = ("milliseconds", "examples_per_second", "resident_bytes", "bytes")
 OVERHEAD_SECONDS = 12.0  # what exporting, comparing and timing one candidate takes, until that was measured
 MAKING_SECONDS = 30.0  # what cutting and fitting one takes with full effort, until that was measured
 REPORT_SECONDS = 3.0  # for the report and the card
+SLACK = 0.005  # of the time, for what the estimates of rungs and proof miss
 FASTER = 5  # an artefact answers at least so many times as fast as the run's model
 LARGE_CUT = 0.25  # of the work of the blocks, at most: students that small may come by way of a larger one
 NEAR = 1.1  # times the predicted milliseconds beyond which a time is taken again
@@ -397,7 +398,7 @@ class Search:
         proof = self.ground.reading * (1 + (len(self.state["candidates"]) + 1) / FASTER) + self._overhead + REPORT_SECONDS
         coming = sum(rung.stage == "first" for rung in self.rungs)
         making = float(np.median(self.state["makings"])) if self.state["makings"] else MAKING_SECONDS * self._effort
-        return self.seconds - self.elapsed - proof - coming * making
+        return self.seconds * (1 - SLACK) - self.elapsed - proof - coming * making
 
     @cached_property
     def _answers(self) -> np.ndarray:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PARITY_ROWS = 256  # development rows on which an artefact is compared with its model
 COMPARED_TOKENS, COMPARED_PROMPTS = 10_000, 200  # held-out tokens and questions by which one that generates is compared
-SAMPLE_ROWS = 64
+SAMPLE_ROWS, SAMPLE_TEXTS = 64, 1024  # rows of token ids, and texts, of a sample: whoever looks at them takes the first tokens of these
 SPARED = 8  # parts at most that keep more bits
 
 Tell = Callable[[str], None]
@@ -77,7 +77,7 @@ def export(
     merged = fold(model)
     rows = list(dev[:PARITY_ROWS]) or list(test[:PARITY_ROWS])
     with staged(folder) as draft:  # what does not answer as the model does never takes the place of what did
-        given = _Given(draft, rows, model.logits(rows), sample[:SAMPLE_ROWS] or dev[:SAMPLE_ROWS], name)
+        given = _Given(draft, rows, model.logits(rows), sample[:SAMPLE_TEXTS] or dev[:SAMPLE_TEXTS], name)
         tell(f"Writing {target}")
         parity, spared = _write_sparing(found, merged, graph, given, spares, tell)
         if spared:

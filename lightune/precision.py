@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lightune.options import check, option
 
 BITS = (32, 8, 4)
-ROUNDINGS = ("nearest", "weighted", "gptq", "hqq")
+ROUNDINGS = ("auto", "nearest", "weighted", "gptq", "hqq")
 RANGES = ("dynamic", "static")
 
 
@@ -27,8 +27,8 @@ class Precision:
     )
     eight: tuple[str, ...] = option((), "those that have 8 bits where the others have 4")
     rounding: str = option(
-        "nearest",
-        "how weights find their values: the nearest, weighted by what they read, gptq (errors passed on), or hqq (needs no sample)",
+        "auto",
+        "how weights find their values: the nearest, weighted by what they read, gptq (errors passed on), or hqq (needs no sample); auto takes gptq for 4 bits where there is a sample, else the nearest",
         choices=ROUNDINGS,
     )
     ranges: str = option(

@@ -168,17 +168,22 @@ def test_a_time_that_nearly_holds_is_taken_again(run: Path, monkeypatch: pytest.
     search = shrinking.Search(shrinking.survey(open_run(run), recipe, lambda fact: None), lambda fact: None)
     base, timed = Shape.of(search.ground.model), []
     planned = planning.Candidate(base, (), "onnx", 0, 0.9, 0, 0.0)
-    search.state["candidates"] = [dataclasses.asdict(planned)] * 3
+    search.state["candidates"] = [dataclasses.asdict(planned)] * 4
     search.state["points"] = [
-        {"id": number, "milliseconds": time, "bytes": 1, "resident_bytes": None, "artifact": f"candidates/{number}/artifact"}
-        for number, time in enumerate([1.2, 1.08, 0.95])
-    ]
+        {
+            "id": number, "milliseconds": time, "bytes": 1, "resident_bytes": None, "artifact": f"candidates/{number}/artifact", "steps": [f"ffn={ffn}"],
+            "target": "onnx",
+        }
+        for number, (time, ffn) in enumerate([(1.2, 8), (1.08, 7), (0.95, 6), (1.05, 6)])
+    ]  # fmt: skip
     monkeypatch.setattr(shrinking, "load_artifact", lambda folder, threads: timed.append(folder.parent.name))
     monkeypatch.setattr(shrinking.benchmarking, "latency", lambda artifact, rows: types.SimpleNamespace(p50=0.97))
     search.retake_times()
-    assert timed == ["1"], "the first is too slow whatever else runs, the third holds the limit already"
-    assert [point["milliseconds"] for point in search.state["points"]] == [1.2, 0.97, 0.95]
-    assert search.state["points"][1]["holds"] == {"ms": True}
+    assert timed == ["1"], (
+        "the first is too slow whatever else runs, the third holds the limit already, and so does the fourth, which is like it"
+    )
+    assert [point["milliseconds"] for point in search.state["points"]] == [1.2, 0.97, 0.95, 0.95]
+    assert [point["holds"] for point in search.state["points"]] == [{"ms": False}, *[{"ms": True}] * 3]
 
 
 @pytest.mark.parametrize(

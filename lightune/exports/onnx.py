@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import json
 import logging
@@ -82,8 +83,10 @@ def quantize_seen(model: ir.Model, encoder: Encoder, sample: Sequence[Any], prec
         return model
     smoothing = find_smoothing(model, encoder, sample, precision)
     ranges = find_ranges(model, encoder, sample, precision, smoothing) if precision.multiplies_static else {}
+    if precision.rounding == "auto":
+        precision = dataclasses.replace(precision, rounding="gptq" if precision.weights == 4 and len(sample) else "nearest")
     if precision.weights < 32 and precision.rounding != "nearest":
-        model = round_weights(model, encoder, sample, precision, spared=smoothing)
+        model = round_weights(model, encoder, sample, precision, smoothing)
     return quantize(model, precision, smoothing, ranges)
 
 

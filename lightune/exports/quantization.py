@@ -120,7 +120,7 @@ class _Store(Constants):
         """The grid that the weights lie on already, else the best for them."""
         bits = self.precision.bits(str(value.name), table=table)
         known = value.meta.get(GRID)
-        return known if known is not None and known.bits == bits and value.name not in self.smoothing else fit_grid(rows, bits, table=table)
+        return known if known is not None and known.bits == bits else fit_grid(rows, bits, table=table)
 
     def _places(self, width: int, block: int) -> ir.Value:
         """For each column its block."""

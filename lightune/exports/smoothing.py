@@ -7,7 +7,7 @@ error of the product falls enough to pay for the division, an operator of its ow
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +19,7 @@ from lightune.exports.quantization import GRID
 from lightune.grids import find_step, fit_grid
 from lightune.precision import Precision
 from lightune.runtime.predictor import open_session
-from lightune.runtime.tokenization import Encoded, Encoder, texts_and_pairs
+from lightune.runtime.tokenization import Encoder, texts_and_pairs
 
 HEIGHTS = (2, 3, 4, 6, 8, 12, 16)  # the largest channel is this many times as large as the limit
 PAYS = 0.5  # of the error must be left at most
@@ -70,7 +70,21 @@ def _group(products: Sequence[Product], precision: Precision) -> list[_Group]:
 
 
 def capture_inputs(model: ir.Model, names: Sequence[str], encoder: Encoder, examples: Sequence[object]) -> Mapping[str, list[np.ndarray]]:
-    """What values of an fp32 graph hold for examples that run one by one: for each name float32 [tokens, k] of every example."""
+    """What values of an fp32 graph hold for the first examples: for each name float32 [tokens, k] of every example."""
+    found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for seen in read_inputs(model, names, encoder, examples, TOKENS):
+        for name, array in seen.items():
+            found[name].append(array)
+    return found
+
+
+def read_inputs(
+    model: ir.Model, names: Sequence[str], encoder: Encoder, examples: Sequence[object], tokens: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """What values of an fp32 graph hold for each of the first examples, which run one by one: by name float32 [tokens, k].
+
+    tokens: that are looked at, in all examples together; at least one example is.
+    """
     watched = model.clone()
     wanted = set(names)
     values = [value for node in watched.graph for value in node.outputs if value.name in wanted]
@@ -79,22 +93,15 @@ def capture_inputs(model: ir.Model, names: Sequence[str], encoder: Encoder, exam
         if not value.is_graph_output():
             watched.graph.outputs.append(value)
     names = [str(value.name) for value in values]
-    found: dict[str, list[np.ndarray]] = {name: [] for name in names}
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         ir.save(watched, path, external_data="weights")
         session = open_session(path, 1)
         encoded = encoder.encode(*texts_and_pairs(examples))
-        for place in _within(encoded):
-            for name, array in zip(names, session.run(names, encoder.pad(encoded, [place])), strict=True):
-                found[name].append(array.reshape(-1, array.shape[-1]))
-    return found
-
-
-def _within(encoded: Encoded) -> list[int]:
-    """The first examples whose tokens stay within TOKENS, at least one."""
-    total = np.cumsum([len(ids) for ids in encoded.ids])
-    return list(range(max(1, int((total <= TOKENS).sum()))))
+        count = max(1, int((np.cumsum(encoded.lengths) <= tokens).sum()))
+        for place in range(count):
+            arrays = session.run(names, encoder.pad(encoded, [place]))
+            yield {name: array.reshape(-1, array.shape[-1]) for name, array in zip(names, arrays, strict=True)}
 
 
 def _choose(inputs: Sequence[np.ndarray], rows: np.ndarray, bits: int) -> np.ndarray | None:

@@ -11,7 +11,8 @@ from lightune.exports import find_export
 from lightune.exports.editing import find_products
 from lightune.exports.onnx import trace
 from lightune.exports.quantization import GRID
-from lightune.exports.rounding import pass_errors_on, round_weights
+from lightune.exports.rounding import _sum_squares, pass_errors_on, round_weights
+from lightune.exports.smoothing import capture_inputs
 from lightune.grids import Grid, fit_grid, fit_half_quadratic
 from lightune.models import Model
 from lightune.precision import Precision
@@ -39,7 +40,7 @@ def test_errors_that_are_passed_on_leave_the_product_nearer(bits: int) -> None:
     def error(values: np.ndarray) -> float:
         return float(np.square(inputs @ (grid.restore(values) - rows).T).sum())
 
-    values = pass_errors_on(rows, grid, inputs)
+    values = pass_errors_on(rows, grid, inputs.T @ inputs)
     assert values.min() >= grid.low
     assert values.max() <= grid.high
     assert error(values) < 0.25 * error(grid.round(rows))
@@ -48,21 +49,36 @@ def test_errors_that_are_passed_on_leave_the_product_nearer(bits: int) -> None:
 def test_independent_inputs_are_rounded_to_the_nearest() -> None:
     rows = np.random.default_rng(1).normal(size=(8, 32)).astype(np.float32)
     grid = fit_grid(rows, 8)
-    np.testing.assert_array_equal(pass_errors_on(rows, grid, np.eye(32) * 5), grid.round(rows))
+    np.testing.assert_array_equal(pass_errors_on(rows, grid, np.eye(32) * 25), grid.round(rows))
 
 
-@pytest.mark.parametrize("rounding", ["weighted", "gptq"])
+@pytest.mark.parametrize("rounding", ["weighted", "gptq", "hqq"])
 def test_a_models_matrices_lie_on_their_grids(model: Model, rounding: str) -> None:
     graph = trace(model.network, model.encoder.inputs)
     precision = Precision(weights=4, rounding=rounding)
-    spared = find_products(graph.graph)[0].name
-    found = round_weights(graph, model.encoder, ROWS, precision, spared=(spared,))
+    products = find_products(graph.graph)
+    width = products[0].rows.shape[1]
+    divisor = np.linspace(1, 3, width).astype(np.float32)
+    smoothing = {product.name: divisor for product in products if product.rows.shape[1] == width}
+    found = round_weights(graph, model.encoder, ROWS, precision, smoothing)
     for product in find_products(found.graph):
-        grid = product.weight.meta.get(GRID)
-        assert (grid is None) == (product.name == spared)
-        if grid is not None:
-            np.testing.assert_allclose(grid.restore(grid.round(product.rows)), product.rows, atol=1e-7)
+        grid, rows = product.weight.meta[GRID], product.rows * smoothing.get(product.name, np.float32(1))
+        np.testing.assert_allclose(grid.restore(grid.round(rows)), rows, atol=1e-6)
     assert all(GRID not in product.weight.meta for product in find_products(graph.graph))  # the model itself is as it was
+
+
+def test_a_shared_weight_is_rounded_by_what_it_reads_in_every_layer(tmp_path: Path) -> None:
+    shared = tiny_models.start(
+        resolve_model(tiny_models.save_base("albert", tmp_path / "albert", hidden_size=64, intermediate_size=96)), ROWS
+    )
+    graph = trace(shared.network.eval(), shared.encoder.inputs)
+    products = find_products(graph.graph)
+    name = next(product.name for product in products if product.name.endswith("ffn.weight"))
+    places = [str(product.x.name) for product in products if product.name == name]
+    seen = capture_inputs(graph, places, shared.encoder, ROWS)
+    expected = sum(inputs.T @ inputs for place in places for inputs in seen[place])
+    assert len(places) > 1
+    np.testing.assert_allclose(_sum_squares(graph, products, shared.encoder, ROWS)[name], expected, rtol=1e-3)
 
 
 def test_an_artefact_with_passed_errors_answers_nearer(model: Model, tmp_path: Path) -> None:

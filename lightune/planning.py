@@ -26,7 +26,7 @@ EXPONENTS = {  # how much each share hurts, so that of students that learned fro
 }  # fmt: skip
 # Heads go with hidden; of layers that read pairs the square of their share counts. At equal bytes more layers with fewer neurons won on TREC,
 # SST-2 and MRPC, and so it is of students of MRPC that are fitted and not trained. Lost tokens cannot be learned back.
-FOUR_BITS = {"tables": 0.01, "matrices": 0.03}  # damage; matrices of 4 bits run as those of 8, so they buy size and no time
+FOUR_BITS = {"tables": 0.01, "matrices": 0.01}  # damage; matrices of 4 bits run as those of 8, so they buy size and no time
 THINNER = {1 / 2: 0.01, 1 / 3: 0.03}  # damage by the share of a token table's columns that stays; a matrix widens them
 COLUMN_STEP = 16  # of a thinner table
 STATIC_WIDTHS = (128, 96, 64, 48, 32)  # dimensions of a static student

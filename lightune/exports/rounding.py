@@ -93,13 +93,14 @@ def _round(rows: np.ndarray, bits: int, rounding: str, squares: np.ndarray | Non
 def pass_errors_on(rows: np.ndarray, grid: Grid, squares: np.ndarray) -> np.ndarray:
     """Int8 [n, k]: values on the grid for weights float32 [n, k], of whose inputs x float64 [k, k] is the sum of x xᵀ.
 
-    Every column's error is passed on to the columns after it, in the measure in which the inputs of both go together: within a block at once,
-    beyond it for the whole block together, which needs far less memory to be moved.
+    Columns that read the largest inputs are rounded first, and every column's error is passed on to those after it, in the measure in which the
+    inputs of both go together: within a block at once, beyond it for the whole block together, which needs far less memory to be moved.
     """
     width = rows.shape[1]
-    damped = squares + DAMPING * max(float(np.trace(squares)) / width, 1e-12) * np.eye(width)
+    order = np.argsort(-np.diag(squares), kind="stable")
+    damped = squares[np.ix_(order, order)] + DAMPING * max(float(np.trace(squares)) / width, 1e-12) * np.eye(width)
     passing = np.linalg.cholesky(np.linalg.inv(damped)).T  # upper: row j says where the error of column j goes
-    left, steps = rows.T.astype(np.float64), np.broadcast_to(grid.steps(width), rows.shape).T
+    left, steps = rows.T[order].astype(np.float64), np.broadcast_to(grid.steps(width), rows.shape).T[order]
     values = np.zeros(left.shape, dtype=np.int8)
     for start in range(0, width, BLOCK):
         end = min(start + BLOCK, width)
@@ -109,4 +110,6 @@ def pass_errors_on(rows: np.ndarray, grid: Grid, squares: np.ndarray) -> np.ndar
             errors[column - start] = (left[column] - values[column] * steps[column]) / passing[column, column]
             left[column + 1 : end] -= np.outer(passing[column, column + 1 : end], errors[column - start])
         left[end:] -= passing[start:end, end:].T @ errors
-    return np.ascontiguousarray(values.T)
+    found = np.empty(rows.shape, dtype=np.int8)
+    found[:, order] = values.T
+    return found

@@ -1,21 +1,24 @@
 """Rounding that looks at what a matrix reads loses less of its product than rounding that does not."""
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_models
 
+from lightune.data import Example
 from lightune.errors import InputError
 from lightune.exports import find_export
 from lightune.exports.editing import find_products
-from lightune.exports.onnx import trace
+from lightune.exports.onnx import quantize_seen, trace
 from lightune.exports.quantization import GRID
 from lightune.exports.rounding import _sum_squares, pass_errors_on, round_weights
 from lightune.exports.smoothing import capture_inputs
 from lightune.grids import Grid, fit_grid, fit_half_quadratic
 from lightune.models import Model
-from lightune.precision import Precision
+from lightune.precision import INT4, INT8, Precision
 from lightune.runtime import load
 from lightune.sources import resolve_model
 
@@ -105,6 +108,23 @@ def test_half_quadratic_grids_leave_most_weights_nearer_and_need_no_sample(model
     target = find_export("onnx:weights=4,rounding=hqq")
     exported = load(target.write(model, tmp_path / "hqq")).logits(ROWS)
     assert (exported.argmax(1) == model.logits(ROWS).argmax(1)).mean() > 0.8
+
+
+def test_four_bits_pass_errors_on_by_themselves_where_there_is_a_sample(model: Model) -> None:
+    graph = trace(model.network, model.encoder.inputs)
+
+    def rows(precision: Precision, sample: Sequence[Example]) -> list[np.ndarray]:
+        values = quantize_seen(graph, model.encoder, sample, precision).graph.initializers.values()
+        return [value.const_value.numpy() for value in values if value.const_value is not None and "_int" in str(value.name)]
+
+    def equal(precision: Precision, rounding: str, sample: Sequence[Example]) -> bool:
+        theirs = rows(dataclasses.replace(precision, rounding=rounding), sample)
+        return all(np.array_equal(one, other) for one, other in zip(rows(precision, sample), theirs, strict=True))
+
+    assert equal(INT4, "gptq", ROWS)
+    assert not equal(INT4, "nearest", ROWS)
+    assert equal(INT4, "nearest", [])
+    assert equal(INT8, "nearest", ROWS)
 
 
 def test_rounding_needs_a_sample(model: Model, tmp_path: Path) -> None:

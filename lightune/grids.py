@@ -64,6 +64,14 @@ class Grid:
         return self.scales if self.scales.shape[1] == 1 else np.repeat(self.scales, TABLE_BLOCK, axis=1)[:, :width]
 
 
+@dataclass(frozen=True)
+class Rounded:
+    """A matrix on its grid: int8 values [rows, width]."""
+
+    grid: Grid
+    values: np.ndarray
+
+
 def fit_grid(matrix: np.ndarray, bits: int, *, table: bool = False, weight: np.ndarray | None = None) -> Grid:
     """The grid of 8 or 4 bits for a matrix or a table [rows, width], as an export chooses it.
 

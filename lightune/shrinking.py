@@ -39,11 +39,13 @@ from lightune.development import measure_distance
 from lightune.errors import CheckFailed, InputError
 from lightune.evaluation import evaluate
 from lightune.exports import onnx, sensitivity
+from lightune.exports.rounding import mark_rounded, read_rounded
+from lightune.grids import Grid, Rounded
 from lightune.journal import Journal, forget
 from lightune.models import Model
 from lightune.options import format_spec
 from lightune.planning import Candidate
-from lightune.precision import FP32
+from lightune.precision import FP32, Precision
 from lightune.preparation import Interrupted, Told, Watch, read_all, stop_on_signals
 from lightune.recipes import Budget, Recipe, TrainOptions, read_recipe, resolve
 from lightune.runs import Run, full_disk_told, open_run
@@ -444,7 +446,7 @@ class Search:
         begin, folder = time.monotonic(), self._folder(number)
         student, seconds, trained = (fresh, seconds, 0.0) if fresh else self._open(number, candidate, lesson, seconds)
         rounding = FP32 if candidate.follows is None else exports.find_export(candidate.target).precision
-        with simulated(student.network, rounding):
+        with simulated(student.network, rounding, self._round(student, rounding)) as grids:
             last, whole = self._take_course(name, student, lesson, seconds, 1.0 if candidate.stages == 1 else 1 - MIDDLE_SHARE)
         if self.stopping:
             self.journal.write()
@@ -457,11 +459,18 @@ class Search:
         else:
             with full_disk_told(folder):
                 student.save(folder / "model")
-            self._record(number, candidate, student, trained, whole, stage)
+            self._record(number, candidate, student, trained, whole, stage, grids)
         self.state["done"].append(name)
         if candidate.shape.layers:
             self.state["overheads"].append(round(time.monotonic() - begin - trained, 3))
         self.journal.write()
+
+    def _round(self, student: Model, precision: Precision) -> dict[str, Rounded]:
+        """Where the matrices of a student that trains rounded begin: as a file has them."""
+        if not precision.quantizes:
+            return {}
+        graph = onnx.trace(student.network, student.encoder.inputs)
+        return read_rounded(onnx.round_seen(graph, student.encoder, self.ground.train[: exporting.SAMPLE_TEXTS], precision))
 
     def _make(self, number: int, candidate: Candidate, lesson: students.Lesson) -> Model | None:
         """A new student, whose rung begins when it is made; None where an earlier rung left it, or it comes in stages."""
@@ -534,10 +543,15 @@ class Search:
         before = next((point["score"] + point["lost"] for point in self.state["points"] if point["id"] == number), -math.inf)
         return float(before - planning.standard_error(before, len(self.ground.dev)))
 
-    def _record(self, number: int, candidate: Candidate, student: Model, seconds: float, whole: float, stage: str) -> None:
-        """Export a student, score the file on the development rows, and put the point among the others; whole: what the model scores there."""
+    def _record(
+        self, number: int, candidate: Candidate, student: Model, seconds: float, whole: float, stage: str, grids: Mapping[str, Grid]
+    ) -> None:
+        """Export a student, score the file on the development rows, and put the point among the others.
+
+        whole: what the model scores there. grids: on which its matrices lie, where it was trained rounded.
+        """
         folder = self._folder(number) / "artifact"
-        entry = self._export(student, candidate, folder, whole if stage in LAST_STAGES else -math.inf)
+        entry = self._export(student, candidate, folder, whole if stage in LAST_STAGES else -math.inf, grids)
         before: dict[str, Any] = next((point for point in self.state["points"] if point["id"] == number), {})
         primary = self.ground.model.task.primary
         shape = dataclasses.asdict(candidate.shape if candidate.shape.layers == 0 or not self.steps else Shape.of(student))
@@ -559,12 +573,13 @@ class Search:
         self.journal.put(point)
         self.watch(Told(f"Candidate {number}: dev {primary} {score:.4f}, {point['bytes'] / 1e6:.2f} MB, {point['milliseconds']:.3f} ms"))
 
-    def _export(self, student: Model, candidate: Candidate, folder: Path, model_score: float) -> dict[str, Any]:
+    def _export(self, student: Model, candidate: Candidate, folder: Path, model_score: float, grids: Mapping[str, Grid]) -> dict[str, Any]:
         """The artefact in the candidate's precision, or in a higher one where that costs accuracy and still holds the limits.
 
-        model_score: on the development rows, which the file should reach but for ALLOWED_LOSS.
+        model_score: on the development rows, which the file should reach but for ALLOWED_LOSS. grids: on which the student's matrices lie already.
         """
         graph = onnx.trace(student.network, student.encoder.inputs)
+        mark_rounded(graph, grids)
         best: dict[str, Any] | None = None
         for target in self._precisions(student, candidate, graph):
             if target == "onnx" and best is not None:

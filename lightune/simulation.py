@@ -6,7 +6,7 @@ section 3; straight-through, Bengio et al. 2013). Afterwards the weights lie on 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
 from lightune import architectures
-from lightune.grids import WEIGHT_LEVELS, fit_grid
+from lightune.grids import WEIGHT_LEVELS, Grid, Rounded, fit_grid
 from lightune.networks import Network
 from lightune.precision import Precision
 
@@ -37,15 +37,13 @@ class RoundedByRow(nn.Module):
 
 
 class RoundedToGrid(nn.Module):
-    """A weight on the grid of 4 bits that was the best for it when training began."""
+    """A weight on a grid of 4 bits that stays as it was when training began."""
 
     steps: Tensor
 
-    def __init__(self, weight: Tensor, across: int) -> None:
+    def __init__(self, weight: Tensor, across: int, grid: Grid) -> None:
         super().__init__()
-        rows = weight if across == 1 else weight.T
-        grid = fit_grid(rows.detach().cpu().float().numpy(), 4)
-        steps = torch.from_numpy(grid.steps(rows.shape[1])).to(weight.device)
+        steps = torch.from_numpy(grid.steps(weight.shape[across])).to(weight.device)
         self.low, self.high = grid.low, grid.high
         self.register_buffer("steps", steps if across == 1 else steps.T, persistent=False)
 
@@ -57,27 +55,44 @@ class RoundedToGrid(nn.Module):
 
 
 @contextmanager
-def simulated(network: Network, precision: Precision) -> Iterator[Network]:
+def simulated(network: Network, precision: Precision, known: Mapping[str, Rounded] | None = None) -> Iterator[dict[str, Grid]]:
     """The network with the matrices inside its blocks rounded as a precision rounds them; at the end they hold the rounded values.
 
     Parameters have other names meanwhile, so what trains the network must be made and end inside.
+
+    Args:
+        known: where matrices of 4 bits begin, by the name of the weight; the others on the grid that is best for them.
+
+    Yields:
+        The grids of the matrices of 4 bits, by the name of the weight: an export that knows them changes nothing more.
     """
-    if precision.weights == 32:
-        yield network
-        return
     names = {id(layer): f"backbone.{name}" for name, layer in architectures.linears(network.backbone)}
     layers: dict[int, Any] = {
         id(layer): layer for block in architectures.blocks(network.backbone) for _, layer in architectures.linears(block)
     }
-    changed = []
+    changed, grids = [], {}
     for key, layer in layers.items():
-        bits, across = precision.bits(names[key]), 0 if isinstance(layer, Conv1D) else 1
+        name, across = f"{names[key]}.weight", 0 if isinstance(layer, Conv1D) else 1
+        bits = precision.bits(name)
+        if bits == 4:
+            grids[name] = _begin(layer.weight, across, (known or {}).get(name))
         if bits < 32:
-            rounding = RoundedByRow(across) if bits == 8 else RoundedToGrid(layer.weight, across)
+            rounding = RoundedByRow(across) if bits == 8 else RoundedToGrid(layer.weight, across, grids[name])
             parametrize.register_parametrization(layer, "weight", rounding)
             changed.append(layer)
     try:
-        yield network
+        yield grids
     finally:
         for layer in changed:
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+
+
+def _begin(weight: Tensor, across: int, known: Rounded | None) -> Grid:
+    """The grid of a matrix of 4 bits, which gets the values that are known for it."""
+    if known is None:
+        rows = weight if across == 1 else weight.T
+        return fit_grid(rows.detach().cpu().float().numpy(), 4)
+    restored = torch.from_numpy(known.grid.restore(known.values))
+    with torch.no_grad():
+        weight.copy_(restored if across == 1 else restored.T)
+    return known.grid

@@ -12,6 +12,8 @@ import torch
 
 from lightune.architectures import blocks, linears
 from lightune.exports import find_export
+from lightune.exports.onnx import trace
+from lightune.exports.rounding import mark_rounded, read_rounded, round_weights
 from lightune.grids import fit_grid
 from lightune.models import Model
 from lightune.precision import Precision
@@ -36,17 +38,16 @@ def matrices(model: Model) -> list[np.ndarray]:
 def test_weights_lie_on_their_grid_after_training(family: str, bits: int, tiny_source: Callable[[str], Source]) -> None:
     model = tiny_models.start(tiny_source(family), ROWS)
     names, before = set(model.trainable()), matrices(model)
-    with simulated(model.network, Precision(weights=bits)):
+    with simulated(model.network, Precision(weights=bits)) as grids:
         training = Training(model, ROWS, [], OPTIONS)
         losses = [fact.loss for fact in training.steps()]
     assert set(model.trainable()) == names
     assert losses[-1] < losses[0]
     after = matrices(model)
     assert all(np.abs(new - old).max() > 1e-4 for new, old in zip(after, before, strict=True))
-    if bits == 8:
-        for rows in after:
-            grid = fit_grid(rows, 8)
-            np.testing.assert_allclose(grid.restore(grid.round(rows)), rows, atol=1e-6)
+    assert len(grids) == (len(after) if bits == 4 else 0)
+    for rows, grid in zip(after, grids.values() if bits == 4 else [fit_grid(rows, 8) for rows in after], strict=True):
+        np.testing.assert_allclose(grid.restore(grid.round(rows)), rows, atol=1e-6)
 
 
 def test_the_gradient_passes_the_rounding(tiny_source: Callable[[str], Source]) -> None:
@@ -68,11 +69,30 @@ def test_what_is_kept_whole_stays(tiny_source: Callable[[str], Source]) -> None:
     torch.testing.assert_close(layer.weight, before, rtol=0, atol=0)
 
 
-def test_trained_so_a_model_answers_as_its_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [8, 4])
+def test_trained_so_a_model_answers_as_its_file(bits: int, tmp_path: Path) -> None:
     model = tiny_models.start(resolve_model(tiny_models.save_base("bert", tmp_path / "bert", hidden_size=64, intermediate_size=96)), ROWS)
-    with simulated(model.network, Precision(weights=8)):
+    with simulated(model.network, Precision(weights=bits)) as grids:
         for _ in Training(model, ROWS, [], OPTIONS).steps():
             pass
     model.network.eval()
-    artifact = load(find_export("onnx:weights=8,activations=32").write(model, tmp_path / "small"))
+    graph = trace(model.network, model.encoder.inputs)
+    mark_rounded(graph, grids)
+    artifact = load(find_export(f"onnx:weights={bits},activations=32").write(model, tmp_path / "small", sample=ROWS, graph=graph))
     np.testing.assert_allclose(artifact.logits(ROWS), model.logits(ROWS), atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_training_begins_where_a_file_has_its_weights(family: str, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 64, "intermediate_size": 96} if family == "bert" else {"n_embd": 64, "n_inner": 96}
+    model = tiny_models.start(resolve_model(tiny_models.save_base(family, tmp_path / "base", **sizes)), ROWS)
+    model.network.eval()
+    precision = Precision(weights=4, rounding="gptq")
+    known = read_rounded(round_weights(trace(model.network, model.encoder.inputs), model.encoder, ROWS, precision))
+    with simulated(model.network, precision, known) as grids:
+        for name, grid in grids.items():
+            layer = model.network.get_submodule(name.removesuffix(".weight"))
+            rows = layer.weight if isinstance(layer, torch.nn.Linear) else layer.weight.T  # type: ignore[operator]
+            np.testing.assert_allclose(rows.detach().numpy(), grid.restore(known[name].values), atol=1e-6)
+    assert set(grids) <= set(known)
+    assert len(grids) == len(matrices(model))

@@ -83,11 +83,18 @@ def quantize_seen(model: ir.Model, encoder: Encoder, sample: Sequence[Any], prec
         return model
     smoothing = find_smoothing(model, encoder, sample, precision)
     ranges = find_ranges(model, encoder, sample, precision, smoothing) if precision.multiplies_static else {}
+    return quantize(round_seen(model, encoder, sample, precision, smoothing), precision, smoothing, ranges)
+
+
+def round_seen(
+    model: ir.Model, encoder: Encoder, sample: Sequence[Any], precision: Precision, smoothing: Mapping[str, np.ndarray] | None = None
+) -> ir.Model:
+    """A copy of an fp32 model whose matrices lie where the rounding of a precision puts them; the model itself where that is the nearest."""
     if precision.rounding == "auto":
         precision = dataclasses.replace(precision, rounding="gptq" if precision.weights == 4 and len(sample) else "nearest")
-    if precision.weights < 32 and precision.rounding != "nearest":
-        model = round_weights(model, encoder, sample, precision, smoothing)
-    return quantize(model, precision, smoothing, ranges)
+    if precision.weights == 32 or precision.rounding == "nearest":
+        return model
+    return round_weights(model, encoder, sample, precision, smoothing)
 
 
 def trace(network: torch.nn.Module, inputs: Sequence[str]) -> ir.Model:

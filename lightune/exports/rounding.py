@@ -17,7 +17,7 @@ from lightune.errors import InputError
 from lightune.exports.editing import Product, find_products
 from lightune.exports.quantization import GRID
 from lightune.exports.smoothing import read_inputs
-from lightune.grids import Grid, fit_grid, fit_half_quadratic
+from lightune.grids import Grid, Rounded, fit_grid, fit_half_quadratic
 from lightune.precision import Precision
 from lightune.runtime.tokenization import Encoder
 
@@ -30,7 +30,7 @@ DAMPING = 0.01  # of the mean diagonal, added to it, so that columns which nothi
 def round_weights(
     model: ir.Model, encoder: Encoder, examples: Sequence[object], precision: Precision, smoothing: Mapping[str, np.ndarray] | None = None
 ) -> ir.Model:
-    """A copy of an fp32 model whose matrices lie on the grids of a precision; `quantize` then changes them no more.
+    """A copy of an fp32 model whose matrices lie on the grids of a precision; `quantize` then changes them no more, and those that lay on one stay.
 
     Args:
         examples: rows, labelled or not, whose first tokens show what each matrix reads; `hqq` needs none.
@@ -45,7 +45,7 @@ def round_weights(
             f"rounding={precision.rounding} must see what the model reads. Give it a sample of texts, or use rounding=nearest."
         )
     rounded, smoothing = model.clone(), smoothing or {}
-    products = [product for product in find_products(rounded.graph) if precision.bits(product.name) < 32]
+    products = [product for product in find_products(rounded.graph) if _moves(product, precision)]
     seen = {} if blind else _sum_squares(model, products, encoder, examples)
     for name, product in {product.name: product for product in products}.items():
         divisor = smoothing.get(name, np.ones(1, np.float32))
@@ -56,6 +56,24 @@ def round_weights(
         product.weight.const_value = ir.tensor(array, name=product.weight.name)
         product.weight.meta[GRID] = grid
     return rounded
+
+
+def read_rounded(model: ir.Model) -> dict[str, Rounded]:
+    """The matrices that lie on a grid, by the name of the weight."""
+    products = [product for product in find_products(model.graph) if GRID in product.weight.meta]
+    return {product.name: Rounded(grid, grid.round(product.rows)) for product in products for grid in [product.weight.meta[GRID]]}
+
+
+def mark_rounded(model: ir.Model, grids: Mapping[str, Grid]) -> None:
+    """Tell a model on which grids its matrices lie already, by the name of the weight; of equal ones a graph holds one."""
+    for name in grids.keys() & model.graph.initializers.keys():
+        model.graph.initializers[name].meta[GRID] = grids[name]
+
+
+def _moves(product: Product, precision: Precision) -> bool:
+    """Whether a precision gives a product's weight another grid than it has."""
+    bits, known = precision.bits(product.name), product.weight.meta.get(GRID)
+    return bits < 32 and (known is None or known.bits != bits)
 
 
 def _sum_squares(model: ir.Model, products: Sequence[Product], encoder: Encoder, examples: Sequence[object]) -> dict[str, np.ndarray]:

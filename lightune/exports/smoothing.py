@@ -34,7 +34,7 @@ def find_smoothing(model: ir.Model, encoder: Encoder, examples: Sequence[object]
     if not len(examples) or precision.activations == 32:
         return {}
     groups = _group(find_products(model.graph), precision)
-    seen = capture_inputs(model, [x for parts in groups for x in parts.inputs], encoder, examples) if groups else {}
+    seen = capture_inputs(model, [x for parts in groups for x in parts.inputs], encoder, examples)
     found: dict[str, np.ndarray] = {}
     for group in groups:
         inputs = [rows for x in group.inputs for rows in seen[x]]
@@ -85,6 +85,8 @@ def read_inputs(
 
     tokens: that are looked at, in all examples together; at least one example is.
     """
+    if not names:
+        return
     watched = model.clone()
     wanted = set(names)
     values = [value for node in watched.graph for value in node.outputs if value.name in wanted]

@@ -266,6 +266,18 @@ def test_a_student_that_suffers_from_few_bits_goes_on_with_rounded_weights(run: 
     assert json.loads((run / "search.json").read_text())["done"] == state["done"]
 
 
+def test_a_file_keeps_the_grids_on_which_its_model_learned(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shrinking.Search, "_suffers", lambda search, number: True)
+    base = tiny_models.save_base("bert", tmp_path / "bert", hidden_size=64, intermediate_size=96)  # smaller matrices keep all their bits
+    made = fitting.fit(
+        str(data / "train.jsonl"), tmp_path / "run", dev=str(data / "dev.jsonl"), test=str(data / "test.jsonl"), model=str(base), epochs=2.0,
+        rate=3e-3, to=("none",), max_length=24, threads=1,
+    )  # fmt: skip
+    shrinking.shrink(made.folder, steps=["depth=1"], epochs=1.0, to="onnx:weights=4,activations=32", **FAST)
+    rows, folder = tiny_models.make_rows(30, seed=9), made.folder / "candidates" / "1"
+    np.testing.assert_allclose(load_artifact(folder / "artifact").logits(rows), models.load(folder / "model").logits(rows), atol=1e-3)
+
+
 @pytest.fixture(scope="module")
 def searched(finished: Run, priced: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run after a search whose size limit can be held and whose score need not be."""

@@ -16,11 +16,12 @@ from lightune.exports.onnx import trace
 from lightune.exports.rounding import mark_rounded, read_rounded, round_weights
 from lightune.grids import fit_grid
 from lightune.models import Model
-from lightune.precision import Precision
+from lightune.precision import FP32, Precision
 from lightune.recipes import TrainOptions
 from lightune.runtime import load
 from lightune.simulation import simulated
 from lightune.sources import Source, resolve_model
+from lightune.steps import make_step
 from lightune.training import Training
 
 ROWS = tiny_models.make_rows(40)
@@ -48,6 +49,13 @@ def test_weights_lie_on_their_grid_after_training(family: str, bits: int, tiny_s
     assert len(grids) == (len(after) if bits == 4 else 0)
     for rows, grid in zip(after, grids.values() if bits == 4 else [fit_grid(rows, 8) for rows in after], strict=True):
         np.testing.assert_allclose(grid.restore(grid.round(rows)), rows, atol=1e-6)
+
+
+def test_a_static_student_is_not_rounded(tiny_source: Callable[[str], Source]) -> None:
+    model = tiny_models.start(tiny_source("bert"), ROWS)
+    model.shrink(make_step("static=8").plan(model, None))
+    with simulated(model.network, FP32) as grids:
+        assert grids == {}
 
 
 def test_the_gradient_passes_the_rounding(tiny_source: Callable[[str], Source]) -> None:

@@ -61,6 +61,12 @@ def quantize(
     return model
 
 
+def known_grid(value: ir.Value, bits: int) -> Grid | None:
+    """The grid of so many bits that a value's weights lie on already, if they do."""
+    known: Grid | None = value.meta.get(GRID)
+    return known if known is not None and known.bits == bits else None
+
+
 class _Store(Constants):
     """Constants on the grids of a precision."""
 
@@ -119,8 +125,7 @@ class _Store(Constants):
     def _grid(self, value: ir.Value, rows: np.ndarray, table: bool) -> Grid:
         """The grid that the weights lie on already, else the best for them."""
         bits = self.precision.bits(str(value.name), table=table)
-        known = value.meta.get(GRID)
-        return known if known is not None and known.bits == bits else fit_grid(rows, bits, table=table)
+        return known_grid(value, bits) or fit_grid(rows, bits, table=table)
 
     def _places(self, width: int, block: int) -> ir.Value:
         """For each column its block."""

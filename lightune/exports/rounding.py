@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from lightune.errors import InputError
 from lightune.exports.editing import Product, find_products
-from lightune.exports.quantization import GRID
+from lightune.exports.quantization import GRID, known_grid
 from lightune.exports.smoothing import read_inputs
 from lightune.grids import Grid, Rounded, fit_grid, fit_half_quadratic
 from lightune.precision import Precision
@@ -45,7 +45,11 @@ def round_weights(
             f"rounding={precision.rounding} must see what the model reads. Give it a sample of texts, or use rounding=nearest."
         )
     rounded, smoothing = model.clone(), smoothing or {}
-    products = [product for product in find_products(rounded.graph) if _moves(product, precision)]
+    products = [
+        product
+        for product in find_products(rounded.graph)
+        if (bits := precision.bits(product.name)) < 32 and known_grid(product.weight, bits) is None
+    ]
     seen = {} if blind else _sum_squares(model, products, encoder, examples)
     for name, product in {product.name: product for product in products}.items():
         divisor = smoothing.get(name, np.ones(1, np.float32))
@@ -68,12 +72,6 @@ def mark_rounded(model: ir.Model, grids: Mapping[str, Grid]) -> None:
     """Tell a model on which grids its matrices lie already, by the name of the weight; of equal ones a graph holds one."""
     for name in grids.keys() & model.graph.initializers.keys():
         model.graph.initializers[name].meta[GRID] = grids[name]
-
-
-def _moves(product: Product, precision: Precision) -> bool:
-    """Whether a precision gives a product's weight another grid than it has."""
-    bits, known = precision.bits(product.name), product.weight.meta.get(GRID)
-    return bits < 32 and (known is None or known.bits != bits)
 
 
 def _sum_squares(model: ir.Model, products: Sequence[Product], encoder: Encoder, examples: Sequence[object]) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from lightune.exports.editing import Product, find_products
-from lightune.exports.quantization import GRID
+from lightune.exports.quantization import known_grid
 from lightune.grids import find_step, fit_grid
 from lightune.precision import Precision
 from lightune.runtime.predictor import open_session
@@ -57,9 +57,8 @@ def _group(products: Sequence[Product], precision: Precision) -> list[_Group]:
     """Products by what they read; those of the same weights are one group, and a weight in two different groups is in none."""
     by_input: dict[ir.Value, list[Product]] = {}
     for product in products:
-        grid = product.weight.meta.get(GRID)
         bits = precision.bits(product.name)
-        if bits < 32 and (grid is None or grid.bits != bits):
+        if bits < 32 and known_grid(product.weight, bits) is None:
             by_input.setdefault(product.x, []).append(product)
     by_names: dict[frozenset[str], list[Product]] = {}
     for parts in by_input.values():
